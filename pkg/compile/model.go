@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package compile turns Services, endpoint slices and node facts into what
+// the tables hold: frontends, backends, and the sets that a frontend picks
+// from. Every policy of Kubernetes is decided here and nowhere else.
+//
+// It is pure: no I/O, no clock, no goroutine. It imports pkg/service and the
+// standard library only. The same objects give the same result, whatever the
+// order and the number of steps in which they came (up to the positions of
+// backends, which are history).
+//
+// The compiler works by service port: one port of one Service in one IP
+// family. A change of an object touches only its own service ports (and those
+// it contests a frontend with), so the work is proportional to the change and
+// independent of the number of Services.
+package compile
+
+import (
+	"net/netip"
+	"time"
+
+	"portolan.dev/portolan/pkg/service"
+)
+
+// PortID names a service port: the unit of compilation, of session affinity
+// and of publication.
+type PortID struct {
+	Service  service.Name
+	Port     string // the port's name, may be empty
+	Protocol service.Protocol
+	Family   service.Family
+}
+
+// Kind says which address of a Service a frontend is.
+type Kind uint8
+
+// The kinds of frontend.
+const (
+	ClusterIP Kind = iota
+	NodePort
+	LoadBalancer
+	ExternalIP
+)
+
+func (k Kind) String() string {
+	return [...]string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalIP"}[k]
+}
+
+// FrontendKey is what a client addresses. A NodePort has the unspecified
+// address of its family: which addresses serve NodePorts is kept apart, so
+// that their number does not multiply frontends.
+type FrontendKey struct {
+	Addr     netip.AddrPort
+	Protocol service.Protocol
+}
+
+// Policy says which endpoints a frontend offers in one scope.
+type Policy uint8
+
+// The policies. What an empty set means is not in the policy: see Port.Refuse.
+const (
+	// Cluster is the set Port.Cluster.
+	Cluster Policy = iota
+	// Local is the set Port.Local: endpoints of this node only.
+	Local
+)
+
+// Frontend is one address and port that a service port is reached by.
+type Frontend struct {
+	FrontendKey
+	Kind Kind
+	// Internal is for traffic of this node's sockets and pods, External for
+	// what arrives from outside the cluster.
+	Internal Policy
+	External Policy
+	// GuardSources: only clients within Port.SourceRanges may use it.
+	GuardSources bool
+}
+
+// State is what a backend may still be used for.
+type State uint8
+
+// The states of a backend. An endpoint that stopped serving, or is gone, has
+// no backend at all: flows to it are to be cut.
+const (
+	// Active backends are ready: they may be picked, and pinned by affinity.
+	Active State = iota + 1
+	// Draining backends are terminating but still serve, or serve without
+	// being ready: flows to them are kept. They are picked only as a last
+	// resort, when the sets contain them.
+	Draining
+)
+
+// Backend is an endpoint of a service port. The zero Backend is a hole.
+type Backend struct {
+	Addr  netip.AddrPort
+	State State
+	// InCluster and InLocal tell whether the sets contain it.
+	InCluster bool
+	InLocal   bool
+	// OnNode: the endpoint is on this node.
+	OnNode bool
+}
+
+// Port is a compiled service port. It is owned by the compiler and valid
+// until the next Apply: readers copy what they keep.
+type Port struct {
+	ID        PortID
+	Frontends []Frontend
+	// Backends by position. A position is constant for as long as the
+	// endpoint stays; holes are reused.
+	Backends []Backend
+	// Cluster and Local are the positions that each policy offers, endpoints
+	// of this node first; where Local is a prefix of Cluster, one range of
+	// slots serves both.
+	Cluster []int32
+	Local   []int32
+	// Refuse: no endpoint anywhere could serve, whatever the policy. An empty
+	// set while Refuse is false means drop: endpoints live elsewhere.
+	Refuse bool
+	// Affinity is the ClientIP session affinity timeout; 0 is none.
+	Affinity time.Duration
+	// SourceRanges are those of the port's family, canonical and sorted; nil
+	// when everybody is let in.
+	SourceRanges []netip.Prefix
+}
+
+// Change tells that a service port is new, different, or gone.
+type Change struct {
+	ID PortID
+	// Port is nil when the service port is gone.
+	Port *Port
+	// Touched are the positions whose Backend differs from the last Change of
+	// this port, holes included; nil together with All.
+	Touched []int32
+	// All: everything may differ (new port, new frontends, new facts).
+	All bool
+}
