@@ -54,7 +54,6 @@ func (p *Plane) apiServerArgs() []string {
 		"--authorization-mode=AlwaysAllow",
 		// Pods need no service account tokens: nothing in them is Kubernetes.
 		"--disable-admission-plugins=ServiceAccount",
-		"--endpoint-reconciler-type=none",
 		"--allow-privileged",
 	}
 }
@@ -139,7 +138,7 @@ func (p *Plane) waitHealthy(ctx context.Context, child *process, url string) err
 		}
 		select {
 		case <-tick.C:
-		case <-child.done:
+		case <-child.Done():
 			return fmt.Errorf("wait for %s: process ended; end of its log:\n%s", child.name, child.tail())
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w (last answer: %w); end of its log:\n%s",

@@ -93,9 +93,10 @@ func (p *Plane) start(ctx context.Context) error {
 
 // Stop ends all children, in the reverse order of their start.
 func (p *Plane) Stop() {
-	p.kcm.kill() // It holds no state; a graceful end takes seconds.
+	// None of them has anything to save, and graceful ends take seconds.
+	p.kcm.kill()
 	p.apiserver.kill()
-	p.etcd.stop()
+	p.etcd.kill()
 }
 
 // KillAPIServer ends the API server at once, as a crash would.

@@ -8,23 +8,25 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
 )
+
+// Child is a process that a StartFunc has started and reaps.
+type Child interface {
+	// Done is closed when the process has ended.
+	Done() <-chan struct{}
+	// Kill ends the process at once, as a crash would, and waits for it.
+	Kill()
+}
 
 // StartFunc starts cmd where its traffic belongs, usually in a network
 // namespace, and returns once the child runs.
-type StartFunc func(cmd *exec.Cmd) error
-
-// termGrace is how long a child may take to end after SIGTERM.
-const termGrace = 10 * time.Second
+type StartFunc func(cmd *exec.Cmd) (Child, error)
 
 // process is one child with its log on disk.
 type process struct {
+	Child
 	name string
 	log  string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the child was reaped
 }
 
 // startProcess runs binary with args and appends its output to NAME.log in dir.
@@ -37,46 +39,17 @@ func startProcess(start StartFunc, dir, name, binary string, args ...string) (*p
 	defer out.Close()
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := start(cmd); err != nil {
+	child, err := start(cmd)
+	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	p := &process{name: name, log: logPath, cmd: cmd, done: make(chan struct{})}
-	go func() {
-		_ = cmd.Wait() // The exit status is in cmd.ProcessState.
-		close(p.done)
-	}()
-	return p, nil
+	return &process{Child: child, name: name, log: logPath}, nil
 }
 
-// alive says whether the child still runs.
-func (p *process) alive() bool {
-	select {
-	case <-p.done:
-		return false
-	default:
-		return true
-	}
-}
-
-// kill ends the child at once, as a crash would, and waits for it.
+// kill ends the child at once; a nil process has ended already.
 func (p *process) kill() {
-	if p == nil {
-		return
-	}
-	_ = p.cmd.Process.Kill() // Fails only when the child has ended already.
-	<-p.done
-}
-
-// stop asks the child to end, kills it when it does not, and waits for it.
-func (p *process) stop() {
-	if p == nil {
-		return
-	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-	case <-time.After(termGrace):
-		p.kill()
+	if p != nil {
+		p.Kill()
 	}
 }
 
