@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf holds the BPF programs: C sources, the objects compiled from
+// them, and the Go view of both that bpf2go generates. The generated files are
+// committed, so that building Portolan needs no C compiler; `make generate`
+// with the pinned compiler gives the same bytes.
+//
+// There is no logic here and nothing of ours is imported. Packages maps and
+// loader are its only users.
+package bpf
+
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" -type frontend4_key -type frontend6_key -type address -type address_owner -type range_flags -type frontend_state -type slot -type backend_state -type backend_flags -type backend4 -type backend6 -type node_addr_flags -type source4_key -type source6_key -type affinity_key -type affinity -type sock_peer -type sock_rev_key -type cidr -type cidr_set -type node_config -type stale_socket -type reason -type service_name Lb layout.c -- -Iinclude
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" -no-global-types Sock sock.c -- -Iinclude
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu" -no-global-types Close close.c -- -Iinclude

@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Layouts of every table. The Go package of this folder is generated from
+ * them, so they are written down once, here. Fields that begin with the
+ * comment "network" hold network byte order; everything else is host order.
+ * Padding is explicit: user space writes these structures byte for byte.
+ */
+#ifndef PORTOLAN_TYPES_H
+#define PORTOLAN_TYPES_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+
+/* Bumped when a layout below changes in a way that an older or newer agent
+ * would misread; pinned tables of another layout are refused, not guessed at.
+ */
+#define LAYOUT_VERSION 1
+
+/* An IPv6 address, or an IPv4 one in its mapped form ::ffff:a.b.c.d, so that
+ * the core of the load balancer knows one kind of address only. Network order.
+ */
+struct address {
+	__be32 w[4];
+};
+
+struct frontend4_key {
+	__be32 addr; /* 0: any address of this node that serves NodePorts */
+	__be16 port; /* network; 0 with proto 0: the address as such, see below */
+	__u8 proto;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct frontend4_key) == 8, "one word to hash");
+
+struct frontend6_key {
+	struct address addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct frontend6_key) == 20, "no hidden padding");
+
+/* Values of the frontends maps that are no id. They stand at {address, port 0,
+ * protocol 0} and say what becomes of ports that the address does not have.
+ */
+enum address_owner {
+	ADDRESS_OURS = 0xffffffff, /* refuse: the Service has no such port */
+	ADDRESS_ELSEWHERE = 0xfffffffe, /* pass: another proxy serves it */
+};
+
+/* A range word says where a frontend's backends stand and what to do when
+ * there are none. One aligned 8-byte store replaces it, which is what makes a
+ * new set of backends visible as a whole: base:32, count:24, flags:8 from the
+ * least significant bit up.
+ */
+#define RANGE_COUNT_SHIFT 32
+#define RANGE_COUNT_MASK 0xffffff
+#define RANGE_FLAGS_SHIFT 56
+
+enum range_flags {
+	RANGE_REFUSE = 1, /* empty because no endpoint anywhere could serve */
+	RANGE_AFFINITY = 2, /* a client stays with its backend */
+	RANGE_GUARDED = 4, /* clients outside the source ranges are refused */
+	RANGE_LOCAL = 8, /* the set of policy Local, not that of Cluster */
+};
+
+struct frontend_state {
+	__u64 external; /* range word for traffic from outside the cluster */
+	__u64 internal; /* range word for this node's sockets and pods */
+	__u32 service_port; /* id of the service port: key of affinity, sources */
+	__u32 affinity_timeout; /* seconds */
+	__u32 generation; /* changes whenever the id gets another frontend */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct frontend_state) == 32, "half a cache line");
+
+/* A slot names a backend of a range. */
+struct slot {
+	__u32 backend;
+	__u32 generation; /* of the backend when the slot was written */
+};
+_Static_assert(sizeof(struct slot) == 8, "one store");
+
+/* Low two bits of the flags: may the backend still be used? */
+enum backend_state {
+	BACKEND_DEAD = 0, /* does not serve, or is no backend at all */
+	BACKEND_ACTIVE = 1,
+	BACKEND_DRAINING = 2, /* still serves: what flows to it goes on */
+};
+
+#define BACKEND_STATE_MASK 3
+
+enum backend_flags {
+	BACKEND_IN_CLUSTER = 4, /* member of its service port's Cluster set */
+	BACKEND_IN_LOCAL = 8, /* member of its Local set */
+	BACKEND_ON_NODE = 16, /* runs on this node */
+};
+
+/* The word that holds the flags is the only one that changes while a backend
+ * can be seen; it is replaced by one store.
+ */
+struct backend4 {
+	__be32 addr;
+	__be16 port;
+	__u8 proto;
+	__u8 flags;
+	__u32 service_port;
+	__u32 generation;
+	__be32 masquerade; /* source address of this node towards the backend */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct backend4) == 24, "three words");
+
+struct backend6 {
+	struct address addr;
+	__be16 port;
+	__u8 proto;
+	__u8 flags;
+	__u32 generation;
+	__u32 service_port;
+	__u32 pad;
+	struct address masquerade;
+};
+_Static_assert(sizeof(struct backend6) == 48, "six words");
+
+/* Flags of an address that serves NodePorts. */
+enum node_addr_flags {
+	NODE_ADDR_HOST_ONLY = 1, /* loopback: means the node in its own namespace only */
+};
+
+/* Longest-prefix keys of loadBalancerSourceRanges. The service port leads, so
+ * every prefix is at least 32 bits long.
+ */
+struct source4_key {
+	__u32 prefixlen; /* 32 + length of the prefix */
+	__u32 service_port;
+	__be32 addr;
+};
+_Static_assert(sizeof(struct source4_key) == 12, "no hidden padding");
+
+struct source6_key {
+	__u32 prefixlen;
+	__u32 service_port;
+	struct address addr;
+};
+_Static_assert(sizeof(struct source6_key) == 24, "no hidden padding");
+
+/* Who a client is, for session affinity: sockets are known by their network
+ * namespace (its cookie), because a socket that connects has no address yet.
+ */
+struct affinity_key {
+	__u64 client[2]; /* {namespace cookie, 0}, or an address */
+	__u32 service_port;
+	__u32 by_address; /* 0: client is a namespace */
+};
+_Static_assert(sizeof(struct affinity_key) == 24, "no hidden padding");
+
+struct affinity {
+	__u32 backend;
+	__u32 generation;
+	__u64 last_seen; /* ns, coarse monotonic clock */
+};
+_Static_assert(sizeof(struct affinity) == 16, "no hidden padding");
+
+/* Where a socket's traffic really goes: what the application named (the VIP)
+ * and what it got (the backend). Kept in the socket itself, so it lives and
+ * dies with it.
+ */
+struct sock_peer {
+	struct address vip;
+	struct address backend;
+	__be16 vip_port;
+	__be16 backend_port;
+	__u32 frontend;
+	__u32 frontend_generation;
+	__u32 backend_id;
+	__u32 backend_generation;
+	__u8 v6; /* which tables the ids are of: 0 IPv4, 1 IPv6 */
+	__u8 several; /* the socket has other peers in sock_rev */
+	__u8 spilled; /* this peer stands in sock_rev, too */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct sock_peer) == 56, "no hidden padding");
+
+/* Peers of an unconnected UDP socket beyond its latest one. Each stands twice:
+ * by the VIP, so that the socket stays with its backend, and by the backend,
+ * so that the answer gets the VIP's name.
+ */
+struct sock_rev_key {
+	__u64 cookie;
+	struct address addr;
+	__be16 port;
+	__u16 by_vip; /* 1: addr and port are the VIP's; 0: the backend's */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sock_rev_key) == 32, "no hidden padding");
+
+/* Service CIDRs: an address inside that no Service has is refused. Two sets,
+ * so that a change is written beside the set in use and switched to at once.
+ */
+#define MAX_SERVICE_CIDRS 8
+
+struct cidr {
+	struct address addr;
+	struct address mask;
+};
+
+struct cidr_set {
+	__u32 count;
+	__u32 pad;
+	struct cidr cidrs[MAX_SERVICE_CIDRS];
+};
+
+struct node_config {
+	__u32 active_cidrs; /* 0 or 1 */
+	__u16 nodeport_min; /* NodePorts in use lie within; min > max: none */
+	__u16 nodeport_max;
+	struct cidr_set cidrs[2];
+	__u32 layout;
+	__u32 pad;
+	struct address node_source4; /* this node's address towards the outside */
+	struct address node_source6;
+};
+
+/* Whose a service port id is: for people and for the next agent. */
+#define NAME_MAX_LEN 64
+
+struct service_name {
+	__u8 namespace[NAME_MAX_LEN]; /* NUL-terminated */
+	__u8 name[NAME_MAX_LEN];
+	__u8 port[NAME_MAX_LEN];
+	__u8 proto;
+	__u8 family; /* 4 or 6 */
+	__u8 type; /* of the Service, as the agent's model counts */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct service_name) == 196, "no hidden padding");
+
+/* What the socket iterator says of each connected UDP socket whose backend
+ * stopped serving; user space closes those that the kernel did not.
+ */
+struct stale_socket {
+	__u64 cookie;
+	struct address src; /* IPv4 in mapped form */
+	struct address dst;
+	__be16 src_port;
+	__be16 dst_port;
+	__u32 ifindex; /* bound device, or 0 */
+	__u16 family;
+	__u8 destroyed; /* 1: closed already */
+	__u8 pad[5];
+};
+_Static_assert(sizeof(struct stale_socket) == 56, "no hidden padding");
+
+/* Why a socket call was not let through; also the index of its counter. */
+enum reason {
+	REASON_NONE = 0,
+	REASON_NO_ENDPOINT = 1, /* no endpoint anywhere: ECONNREFUSED */
+	REASON_NO_LOCAL_ENDPOINT = 2, /* policy Local, none here: EHOSTUNREACH */
+	REASON_NO_SUCH_PORT = 3, /* the Service has no such port: ECONNREFUSED */
+	REASON_NO_SERVICE = 4, /* unassigned address in a service CIDR: ENETUNREACH */
+	REASON_SOURCE_RANGE = 5, /* client outside loadBalancerSourceRanges: EACCES */
+	REASON_NODEPORT_TAKEN = 6, /* bind() to a NodePort in use: EADDRINUSE */
+	REASON_MAX = 7,
+};
+
+#endif

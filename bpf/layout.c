@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//go:build ignore
+
+/*
+ * No program: the unit that the Go view of every layout is generated from. A
+ * type is described in an object only where something refers to it.
+ */
+#include "types.h"
+
+struct layout {
+	struct frontend4_key frontend4_key;
+	struct frontend6_key frontend6_key;
+	enum address_owner address_owner;
+	enum range_flags range_flags;
+	struct frontend_state frontend_state;
+	struct slot slot;
+	enum backend_state backend_state;
+	enum backend_flags backend_flags;
+	struct backend4 backend4;
+	struct backend6 backend6;
+	enum node_addr_flags node_addr_flags;
+	struct source4_key source4_key;
+	struct source6_key source6_key;
+	struct affinity_key affinity_key;
+	struct affinity affinity;
+	struct sock_peer sock_peer;
+	struct sock_rev_key sock_rev_key;
+	struct node_config node_config;
+	struct stale_socket stale_socket;
+	enum reason reason;
+	struct service_name service_name;
+};
+
+const struct layout *layout_of_every_table;
