@@ -22,8 +22,7 @@ type Node struct {
 	index int
 	dir   string
 	cg    string
-	pods  []*Pod // guarded by world.mu, as lastPod is
-	last  int    // number of the last pod address given
+	last  int // number of the last pod address given; guarded by world.mu
 }
 
 // AddNode makes a node named name and connects it with all others: their pods
@@ -115,6 +114,10 @@ func (n *Node) PodCIDRs() (v4, v6 netip.Prefix) { return podCIDRs(n.index) }
 // Host makes a place for host-network processes: the node's namespace, and a
 // cgroup named name below the node's.
 func (n *Node) Host(name string) (*Place, error) {
+	if err := n.world.guard(); err != nil {
+		return nil, err
+	}
+	defer n.world.mu.Unlock()
 	return n.world.newPlace(n.Namespace, name, filepath.Join(n.cg, name))
 }
 
@@ -150,16 +153,13 @@ func (n *Node) AddPod(name string, configs ...PodConfig) (*Pod, error) {
 	if err := n.world.guard(); err != nil {
 		return nil, err
 	}
+	defer n.world.mu.Unlock()
 	var config PodConfig
 	if len(configs) > 0 {
 		config = configs[0]
 	}
 	p, err := n.addPod(name, config)
-	n.world.mu.Unlock()
 	if err != nil {
-		return nil, fmt.Errorf("make pod %s: %w", name, err)
-	}
-	if p.Place, err = n.world.newPlace(p.Namespace, name, filepath.Join(n.cg, "pod-"+name)); err != nil {
 		return nil, fmt.Errorf("make pod %s: %w", name, err)
 	}
 	return p, nil
@@ -169,11 +169,10 @@ func (n *Node) addPod(name string, config PodConfig) (*Pod, error) {
 	n.last++
 	v4, v6 := n.PodCIDRs()
 	p := &Pod{
-		Place: &Place{},
-		node:  n,
-		ipv4:  nth(v4, n.last),
-		ipv6:  nth(v6, n.last),
-		link:  fmt.Sprintf("veth%d", n.last),
+		node: n,
+		ipv4: nth(v4, n.last),
+		ipv6: nth(v6, n.last),
+		link: fmt.Sprintf("veth%d", n.last),
 	}
 	if config.IPv4.IsValid() {
 		p.ipv4 = config.IPv4
@@ -187,14 +186,16 @@ func (n *Node) addPod(name string, config PodConfig) (*Pod, error) {
 	case IPv6Only:
 		p.ipv4 = netip.Addr{}
 	}
-	var err error
-	if p.Namespace, err = n.world.newNamespace(name); err != nil {
+	ns, err := n.world.newNamespace(name)
+	if err != nil {
+		return nil, err
+	}
+	if p.Place, err = n.world.newPlace(ns, name, filepath.Join(n.cg, "pod-"+name)); err != nil {
 		return nil, err
 	}
 	if err := p.buildNetwork(); err != nil {
 		return nil, err
 	}
-	n.pods = append(n.pods, p)
 	return p, nil
 }
 
@@ -216,7 +217,9 @@ func (p *Pod) Remove() error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p.node.pods = slices.DeleteFunc(p.node.pods, func(q *Pod) bool { return q == p })
+	if w.closed {
+		return nil // Close removes the rest
+	}
 	w.namespaces = slices.DeleteFunc(w.namespaces, func(ns *Namespace) bool { return ns == p.Namespace })
 	if err := errors.Join(p.node.deleteLink(p.link), p.Namespace.remove()); err != nil {
 		return fmt.Errorf("remove pod %s: %w", p.Name(), err)

@@ -20,6 +20,7 @@ type Place struct {
 	cgroup string
 }
 
+// newPlace makes a cgroup for processes in ns. The caller holds w.mu.
 func (w *World) newPlace(ns *Namespace, name, cgroup string) (*Place, error) {
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
