@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"unsafe"
+
+	"portolan.dev/portolan/bpf"
+)
+
+// Words of the entries that are published by one store.
+const (
+	// StateExternal and StateInternal are the range words of a frontend.
+	StateExternal = 0
+	StateInternal = 1
+	// Backend4Flags and Backend6Flags hold a backend's port, protocol, flags
+	// (and, for IPv6, generation).
+	Backend4Flags = 0
+	Backend6Flags = 2
+)
+
+// Offsets of fields that are published alone.
+const (
+	NodeConfigCIDRs  = unsafe.Offsetof(bpf.LbNodeConfig{}.ActiveCidrs)
+	NodeConfigPorts  = unsafe.Offsetof(bpf.LbNodeConfig{}.NodeportMin)
+	nodeConfigLayout = unsafe.Offsetof(bpf.LbNodeConfig{}.Layout)
+)
+
+// Flags of a range word and of a backend, and the states of a backend, by
+// shorter names than the generated ones.
+const (
+	RangeRefuse   = uint8(bpf.LbRangeFlagsRANGE_REFUSE)
+	RangeAffinity = uint8(bpf.LbRangeFlagsRANGE_AFFINITY)
+	RangeGuarded  = uint8(bpf.LbRangeFlagsRANGE_GUARDED)
+	RangeLocal    = uint8(bpf.LbRangeFlagsRANGE_LOCAL)
+
+	BackendActive    = uint8(bpf.LbBackendStateBACKEND_ACTIVE)
+	BackendDraining  = uint8(bpf.LbBackendStateBACKEND_DRAINING)
+	BackendStateMask = BackendActive | BackendDraining
+	BackendInCluster = uint8(bpf.LbBackendFlagsBACKEND_IN_CLUSTER)
+	BackendInLocal   = uint8(bpf.LbBackendFlagsBACKEND_IN_LOCAL)
+	BackendOnNode    = uint8(bpf.LbBackendFlagsBACKEND_ON_NODE)
+
+	AddressOurs      = uint32(bpf.LbAddressOwnerADDRESS_OURS)
+	AddressElsewhere = uint32(bpf.LbAddressOwnerADDRESS_ELSEWHERE)
+
+	NodeAddrHostOnly = uint32(bpf.LbNodeAddrFlagsNODE_ADDR_HOST_ONLY)
+)
+
+// MaxRange is the number of backends that a range word can count.
+const MaxRange = 1<<24 - 1
+
+// RangeWord packs a range: base:32, count:24, flags:8 from the least
+// significant bit up (bpf/include/types.h).
+func RangeWord(base, count uint32, flags uint8) uint64 {
+	return uint64(base) | uint64(count)<<32 | uint64(flags)<<56
+}
+
+// SplitRangeWord unpacks a range word.
+func SplitRangeWord(w uint64) (base, count uint32, flags uint8) {
+	return uint32(w), uint32(w>>32) & MaxRange, uint8(w >> 56)
+}
+
+// SlotWord packs a slot.
+func SlotWord(backend, generation uint32) uint64 {
+	return uint64(backend) | uint64(generation)<<32
+}
+
+// SplitSlotWord unpacks a slot.
+func SplitSlotWord(w uint64) (backend, generation uint32) { return uint32(w), uint32(w >> 32) }
+
+// Addr4 is an IPv4 address as tables hold it: network order in memory.
+func Addr4(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+// FromAddr4 is the reverse of Addr4.
+func FromAddr4(v uint32) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], v)
+	return netip.AddrFrom4(b)
+}
+
+// Addr16 is an address as tables hold it in 16 bytes: an IPv4 one in its
+// mapped form.
+func Addr16(a netip.Addr) bpf.LbAddress {
+	b := a.As16()
+	var out bpf.LbAddress
+	for i := range out.W {
+		out.W[i] = binary.NativeEndian.Uint32(b[4*i:])
+	}
+	return out
+}
+
+// FromAddr16 is the reverse of Addr16; mapped addresses come back as IPv4.
+func FromAddr16(a bpf.LbAddress) netip.Addr {
+	var b [16]byte
+	for i, w := range a.W {
+		binary.NativeEndian.PutUint32(b[4*i:], w)
+	}
+	return netip.AddrFrom16(b).Unmap()
+}
+
+// Port16 turns a port between host and network order.
+func Port16(p uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], p)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+// Frontend4Key is the key of an IPv4 frontend.
+func Frontend4Key(a netip.AddrPort, proto uint8) bpf.LbFrontend4Key {
+	return bpf.LbFrontend4Key{Addr: Addr4(a.Addr()), Port: Port16(a.Port()), Proto: proto}
+}
+
+// Frontend6Key is the key of an IPv6 frontend.
+func Frontend6Key(a netip.AddrPort, proto uint8) bpf.LbFrontend6Key {
+	return bpf.LbFrontend6Key{Addr: Addr16(a.Addr()), Port: Port16(a.Port()), Proto: proto}
+}
+
+// FrontendOf4 and FrontendOf6 read keys back.
+func FrontendOf4(k bpf.LbFrontend4Key) (netip.AddrPort, uint8) {
+	return netip.AddrPortFrom(FromAddr4(k.Addr), Port16(k.Port)), k.Proto
+}
+
+// FrontendOf6 reads an IPv6 frontend's key back.
+func FrontendOf6(k bpf.LbFrontend6Key) (netip.AddrPort, uint8) {
+	return netip.AddrPortFrom(FromAddr16(k.Addr), Port16(k.Port)), k.Proto
+}
+
+// CIDR is a service CIDR as programs compare it.
+func CIDR(p netip.Prefix) bpf.LbCidr {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	var mask [16]byte
+	for i := range bits {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return bpf.LbCidr{Addr: Addr16(p.Masked().Addr()), Mask: rawAddr16(mask)}
+}
+
+func rawAddr16(b [16]byte) bpf.LbAddress {
+	var out bpf.LbAddress
+	for i := range out.W {
+		out.W[i] = binary.NativeEndian.Uint32(b[4*i:])
+	}
+	return out
+}
+
+// Source4Key and Source6Key are the keys of a source range of a service port.
+func Source4Key(servicePort uint32, p netip.Prefix) bpf.LbSource4Key {
+	return bpf.LbSource4Key{Prefixlen: uint32(32 + p.Bits()), ServicePort: servicePort, Addr: Addr4(p.Masked().Addr())}
+}
+
+// Source6Key is the key of an IPv6 source range of a service port.
+func Source6Key(servicePort uint32, p netip.Prefix) bpf.LbSource6Key {
+	return bpf.LbSource6Key{Prefixlen: uint32(32 + p.Bits()), ServicePort: servicePort, Addr: Addr16(p.Masked().Addr())}
+}
+
+// FilterBit is the bit of vip_filter that an address sets, of bits in all (a
+// power of two); the same computation as may_be_vip in bpf/include/lookup.h.
+func FilterBit(a netip.Addr, bits uint32) uint32 {
+	return filterHash(a) >> FilterShift(bits)
+}
+
+// FilterShift is the constant vip_filter_shift for a filter of that many bits.
+func FilterShift(bits uint32) uint32 {
+	shift := uint32(32)
+	for b := bits; b > 1; b >>= 1 {
+		shift--
+	}
+	return shift
+}
+
+func filterHash(a netip.Addr) uint32 {
+	if a.Is4() {
+		b := a.As4()
+		return binary.BigEndian.Uint32(b[:]) * 0x9e3779b1
+	}
+	b := a.As16()
+	high, low := binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
+	return uint32(((high*0xff51afd7ed558ccd ^ low) * 0x9e3779b97f4a7c15) >> 32)
+}
+
+// String returns the text of a NUL-terminated field.
+func String(field []uint8) string {
+	for i, c := range field {
+		if c == 0 {
+			return string(field[:i])
+		}
+	}
+	return string(field)
+}
