@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"portolan.dev/portolan/bpf"
+)
+
+// CloseStaleUDP closes the connected UDP sockets whose backend stopped serving
+// while others serve, in the network namespace of the given path (such as
+// /run/netns/x or /proc/7/ns/net), or in the agent's own when it is empty. It
+// returns how many it closed. The owners see ECONNABORTED and connect anew.
+//
+// Entering another namespace takes CAP_SYS_ADMIN. It may run concurrently with
+// everything else.
+func (l *Loader) CloseStaleUDP(namespace string) (int, error) {
+	program := l.closeUDP
+	if program == nil {
+		return 0, nil
+	}
+	closed := 0
+	err := inNamespace(namespace, func() error {
+		iterator, err := link.AttachIter(link.IterOptions{Program: program})
+		if err != nil {
+			return fmt.Errorf("list UDP sockets: %w", err)
+		}
+		defer iterator.Close()
+		closed, err = closeListed(iterator)
+		return err
+	})
+	return closed, err
+}
+
+func closeListed(iterator *link.Iter) (int, error) {
+	// Which namespace is listed is decided here, by the thread that opens.
+	list, err := iterator.Open()
+	if err != nil {
+		return 0, fmt.Errorf("list UDP sockets: %w", err)
+	}
+	defer list.Close()
+	data, err := io.ReadAll(list)
+	if err != nil {
+		return 0, fmt.Errorf("list UDP sockets: %w", err)
+	}
+	closed := 0
+	var errs []error
+	for r := bytes.NewReader(data); r.Len() > 0; {
+		var stale bpf.LbStaleSocket
+		if err := binary.Read(r, binary.NativeEndian, &stale); err != nil {
+			return closed, fmt.Errorf("read list of UDP sockets: %w", err)
+		}
+		if stale.Destroyed == 0 {
+			if err := destroy(&stale); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		closed++
+	}
+	return closed, errors.Join(errs...)
+}
+
+// inNamespace runs f on a thread inside a namespace. Should the thread not get
+// home again, it ends with its goroutine instead of misleading others.
+func inNamespace(path string, f func() error) error {
+	if path == "" {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			done <- fmt.Errorf("remember own network namespace: %w", err)
+			return
+		}
+		defer unix.Close(home)
+		there, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			done <- fmt.Errorf("open network namespace %s: %w", path, err)
+			return
+		}
+		defer unix.Close(there)
+		if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
+			return
+		}
+		err = f()
+		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// sockDestroy is SOCK_DESTROY of linux/sock_diag.h.
+const sockDestroy = 21
+
+// diagRequest is struct inet_diag_req_v2 of linux/inet_diag.h.
+type diagRequest struct {
+	Family, Protocol, Ext, Pad uint8
+	States                     uint32
+	SrcPort, DstPort           uint16 // network order, as the socket has them
+	Src, Dst                   [4]uint32
+	Device                     uint32
+	Cookie                     [2]uint32
+}
+
+func (d *diagRequest) Len() int { return binary.Size(d) }
+
+func (d *diagRequest) Serialize() []byte {
+	var b bytes.Buffer
+	// Writing fixed-size fields to memory cannot fail.
+	_ = binary.Write(&b, binary.NativeEndian, d)
+	return b.Bytes()
+}
+
+// destroy closes a socket by SOCK_DIAG: the way of kernels before 6.5, which
+// lack bpf_sock_destroy. It needs CONFIG_INET_DIAG_DESTROY.
+func destroy(s *bpf.LbStaleSocket) error {
+	request := nl.NewNetlinkRequest(sockDestroy, unix.NLM_F_ACK)
+	diag := &diagRequest{
+		Family: uint8(s.Family), Protocol: unix.IPPROTO_UDP, States: ^uint32(0),
+		SrcPort: s.SrcPort, DstPort: s.DstPort,
+		Src: diagAddress(s.Family, s.Src), Dst: diagAddress(s.Family, s.Dst),
+		Device: s.Ifindex,
+		Cookie: [2]uint32{uint32(s.Cookie), uint32(s.Cookie >> 32)},
+	}
+	request.AddData(diag)
+	if _, err := request.Execute(unix.NETLINK_INET_DIAG, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("close UDP socket %#x: %w", s.Cookie, err)
+	}
+	return nil
+}
+
+// diagAddress is an address as sock_diag wants it: IPv4 in the first word.
+func diagAddress(family uint16, a bpf.LbAddress) [4]uint32 {
+	if family == unix.AF_INET {
+		return [4]uint32{a.W[3]}
+	}
+	return a.W
+}
