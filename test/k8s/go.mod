@@ -3,6 +3,7 @@ module portolan.dev/portolan/test/k8s
 go 1.26.0
 
 require (
+	github.com/miekg/dns v1.1.73
 	github.com/vishvananda/netlink v1.3.1
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2

@@ -18,9 +18,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -62,6 +64,7 @@ type Cluster struct {
 	Nodes  []*Node
 
 	cfg    Config
+	host   *world.Host        // the control plane's
 	cancel context.CancelFunc // ends kubelets and the scheduler
 	wg     sync.WaitGroup
 }
@@ -80,8 +83,8 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 }
 
 func (c *Cluster) start(ctx context.Context) error {
-	host, err := c.World.AddHost("control-plane")
-	if err != nil {
+	var err error
+	if c.host, err = c.World.AddHost("control-plane"); err != nil {
 		return err
 	}
 	for _, name := range c.cfg.Nodes {
@@ -91,18 +94,18 @@ func (c *Cluster) start(ctx context.Context) error {
 		}
 		c.Nodes = append(c.Nodes, n)
 	}
-	if err := c.routeToPods(host); err != nil {
+	if err := c.routeToPods(); err != nil {
 		return err
 	}
-	if err := c.startPlane(ctx, host); err != nil {
+	if err := c.startPlane(ctx); err != nil {
 		return err
 	}
 	return c.startNodes(ctx)
 }
 
 // routeToPods lets the control plane answer clients in pods.
-func (c *Cluster) routeToPods(host *world.Host) error {
-	return host.Do(func() error {
+func (c *Cluster) routeToPods() error {
+	return c.host.Do(func() error {
 		for _, n := range c.Nodes {
 			v4, _ := n.PodCIDRs()
 			dst := &net.IPNet{IP: v4.Addr().AsSlice(), Mask: net.CIDRMask(v4.Bits(), 32)}
@@ -114,17 +117,17 @@ func (c *Cluster) routeToPods(host *world.Host) error {
 	})
 }
 
-func (c *Cluster) startPlane(ctx context.Context, host *world.Host) error {
+func (c *Cluster) startPlane(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	var err error
 	c.Plane, err = controlplane.Start(ctx, controlplane.Config{
 		Binary:  c.cfg.ControlPlane,
 		Dir:     filepath.Join(c.World.Dir(), "control-plane"),
-		Address: host.IPv4(),
+		Address: c.host.IPv4(),
 		Port:    APIServerPort,
-		Start:   starter(host.Place),
-		Dial:    dialer(host.Namespace),
+		Start:   starter(c.host.Place),
+		Dial:    dialer(c.host.Namespace),
 	})
 	if err != nil {
 		return err
@@ -148,6 +151,36 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		c.wg.Go(func() { k.Run(running) })
 	}
 	c.wg.Go(func() { kubelet.Schedule(running, c.Client, c.cfg.Nodes, c.cfg.Log) })
+	return nil
+}
+
+// AwaitNodes takes the place of an API server that was killed and returns when
+// a client on every node has tried to reach it. They get nothing but a closed
+// connection. It shows that the dataplanes run and have found no API server.
+func (c *Cluster) AwaitNodes(ctx context.Context) error {
+	var l net.Listener
+	err := c.host.Do(func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(c.host.IPv4(), APIServerPort).String())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("await nodes: %w", err)
+	}
+	defer l.Close()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	missing := map[string]bool{}
+	for _, n := range c.Nodes {
+		missing[n.IPv4().String()] = true
+	}
+	for len(missing) > 0 {
+		conn, err := l.Accept()
+		if err != nil {
+			return fmt.Errorf("await nodes: %w; missing %v", err, slices.Collect(maps.Keys(missing)))
+		}
+		from, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+		delete(missing, from)
+		conn.Close()
+	}
 	return nil
 }
 

@@ -93,7 +93,7 @@ func (p *Plane) writeCredentials() error {
 	files := map[string][]byte{
 		"sa.key":     pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
 		"tokens.csv": []byte(adminToken + `,admin,admin,"system:masters"` + "\n"),
-		"kubeconfig": []byte(p.kubeconfig()),
+		"kubeconfig": []byte(Kubeconfig(p.hostPort(p.cfg.Port))),
 	}
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(p.cfg.Dir, name), content, 0o600); err != nil {
@@ -103,7 +103,9 @@ func (p *Plane) writeCredentials() error {
 	return nil
 }
 
-func (p *Plane) kubeconfig() string {
+// Kubeconfig is the text of an admin's kubeconfig for the API server that is
+// found at address, "IP:PORT".
+func Kubeconfig(address string) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters:
@@ -116,7 +118,7 @@ contexts:
 - name: test
   context: {cluster: test, user: admin}
 current-context: test
-`, p.hostPort(p.cfg.Port), adminToken)
+`, address, adminToken)
 }
 
 // waitHealthy asks url until it answers 200, the child ends or ctx does.

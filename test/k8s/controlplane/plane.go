@@ -147,6 +147,7 @@ func (p *Plane) RESTConfig() *rest.Config {
 		TLSClientConfig: rest.TLSClientConfig{Insecure: true},
 		Dial:            p.cfg.Dial,
 		QPS:             -1,
+		WarningHandler:  rest.NoWarnings{}, // Deprecated fields are tested on purpose.
 		ContentConfig: rest.ContentConfig{
 			ContentType:        "application/vnd.kubernetes.protobuf",
 			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
