@@ -196,3 +196,19 @@ func String(field []uint8) string {
 	}
 	return string(field)
 }
+
+// Backend4Word is the published word of an IPv4 backend (Backend4Flags).
+func Backend4Word(a netip.AddrPort, proto, flags uint8) uint64 {
+	return uint64(Addr4(a.Addr())) | uint64(Port16(a.Port()))<<32 | uint64(proto)<<48 | uint64(flags)<<56
+}
+
+// Backend6Word is the published word of an IPv6 backend (Backend6Flags).
+func Backend6Word(a netip.AddrPort, proto, flags uint8, generation uint32) uint64 {
+	return uint64(Port16(a.Port())) | uint64(proto)<<16 | uint64(flags)<<24 | uint64(generation)<<32
+}
+
+// PutString copies s into a NUL-terminated field, cut to what fits.
+func PutString(field []uint8, s string) {
+	n := copy(field[:len(field)-1], s)
+	clear(field[n:])
+}

@@ -40,10 +40,15 @@ const (
 	NodePort
 	LoadBalancer
 	ExternalIP
+	// Elsewhere marks an address of a Service that another proxy serves: no
+	// frontend, but to be let pass although it is in a service CIDR. Such
+	// frontends have port 0 and protocol 0, and stand alone in a Port whose ID
+	// has an empty Port and protocol 0.
+	Elsewhere
 )
 
 func (k Kind) String() string {
-	return [...]string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalIP"}[k]
+	return [...]string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalIP", "Elsewhere"}[k]
 }
 
 // FrontendKey is what a client addresses. A NodePort has the unspecified

@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+
+	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/service"
+)
+
+// addressUse counts why an address stands in vip_filter and in the owner
+// entries of the frontends tables.
+type addressUse struct {
+	frontends  int // that have it
+	clusterIPs int // of them, ClusterIPs: other ports of the address are refused
+	elsewhere  int // Services of other proxies that have it
+	node       bool
+}
+
+func (u *addressUse) unused() bool {
+	return u.frontends == 0 && u.elsewhere == 0 && !u.node
+}
+
+// ownerValue is the value of the address's owner entry; false for none.
+func (u *addressUse) ownerValue() (uint32, bool) {
+	switch {
+	case u.elsewhere > 0:
+		return maps.AddressElsewhere, true
+	case u.clusterIPs > 0:
+		return maps.AddressOurs, true
+	}
+	return 0, false
+}
+
+// word 2 of a frontend's state: service port and affinity timeout.
+const stateOwner = 2
+
+// stageFrontends publishes the port's sets through the frontends it has, and
+// takes up or lets go frontends where that changed.
+func (t *transaction) stageFrontends(p *port, c *compile.Port) error {
+	if !slices.Equal(p.declared, c.Frontends) {
+		if err := t.exchangeFrontends(p, c.Frontends); err != nil {
+			return err
+		}
+	}
+	for i, f := range p.frontends {
+		if f.port == p { // else another service port has taken it since
+			d := &p.declared[i]
+			t.r.publish(f, p.word(d.External, d.GuardSources), p.word(d.Internal, d.GuardSources))
+		}
+	}
+	return nil
+}
+
+// publish stores what differs of a frontend's state. The words go last: who
+// sees a new range finds its owner.
+func (r *Reconciler) publish(f *frontend, external, internal uint64) {
+	if owner := f.port.owner(); owner != f.owner {
+		f.owner = owner
+		r.set.FrontendState.StoreWord(f.id, stateOwner, owner)
+	}
+	for i, word := range [2]uint64{maps.StateExternal: external, maps.StateInternal: internal} {
+		if f.words[i] != word {
+			f.words[i] = word
+			r.set.FrontendState.StoreWord(f.id, i, word)
+		}
+	}
+}
+
+func (t *transaction) exchangeFrontends(p *port, want []compile.Frontend) error {
+	old, kinds := p.frontends, p.declared
+	p.frontends = make([]*frontend, 0, len(want))
+	p.declared = nil
+	for _, w := range want {
+		f, err := t.frontend(p, w)
+		if err != nil {
+			for _, taken := range want[:len(p.frontends)] {
+				t.unuse(taken.FrontendKey, taken.Kind)
+			}
+			p.frontends, p.declared = old, kinds
+			return err
+		}
+		p.frontends = append(p.frontends, f)
+	}
+	p.declared = slices.Clone(want)
+	for i, f := range old {
+		if f.port == p && !slices.Contains(p.frontends, f) {
+			f.port = nil
+			t.orphans = append(t.orphans, f)
+		}
+		t.unuse(f.key, kinds[i].Kind)
+	}
+	return nil
+}
+
+// frontend finds or makes the frontend of a key, for p from now on. A key keeps
+// its id when it moves from one Service to another.
+func (t *transaction) frontend(p *port, w compile.Frontend) (*frontend, error) {
+	r := t.r
+	f := r.frontends[w.FrontendKey]
+	if f == nil {
+		f = &frontend{key: w.FrontendKey}
+		if !r.adoptFrontend(f) {
+			id, err := r.take(&r.frontendIDs, maps.FrontendState)
+			if err != nil {
+				return nil, err
+			}
+			f.id = id
+			r.set.FrontendState.At(id).Generation++
+			f.words = [2]uint64{^uint64(0), ^uint64(0)} // what is there is anybody's
+		}
+		r.frontends[w.FrontendKey] = f
+	}
+	f.port = p
+	r.use(t, w.FrontendKey, w.Kind)
+	if !f.registered {
+		f.registered = true
+		// Its words are stored before the entry is inserted, in commit.
+		t.insert(w.FrontendKey.Addr, uint8(w.Protocol), f.id, true)
+	}
+	return f, nil
+}
+
+// insert has an entry written in commit; fresh says that it is not there yet.
+func (t *transaction) insert(addr netip.AddrPort, proto uint8, value uint32, fresh bool) {
+	if fresh {
+		t.r.entries[table(addr)]++
+	}
+	if addr.Addr().Is4() {
+		t.keys4 = append(t.keys4, maps.Frontend4Key(addr, proto))
+		t.values4 = append(t.values4, value)
+		return
+	}
+	t.keys6 = append(t.keys6, maps.Frontend6Key(addr, proto))
+	t.values6 = append(t.values6, value)
+}
+
+// table is the index of the frontends table that an address is in.
+func table(addr netip.AddrPort) int {
+	if addr.Addr().Is4() {
+		return 0
+	}
+	return 1
+}
+
+func (r *Reconciler) deleteKey(addr netip.AddrPort, proto uint8) error {
+	r.entries[table(addr)]--
+	if addr.Addr().Is4() {
+		return r.set.Frontends4.Delete(maps.Frontend4Key(addr, proto))
+	}
+	return r.set.Frontends6.Delete(maps.Frontend6Key(addr, proto))
+}
+
+// removeFrontend takes the entry away; its state stays readable for programs
+// that hold the id, until the grace period is over.
+func (r *Reconciler) removeFrontend(f *frontend) error {
+	delete(r.frontends, f.key)
+	f.registered = false
+	r.retire(retiree{kind: frontendID, id: f.id})
+	return r.deleteKey(f.key.Addr, uint8(f.key.Protocol))
+}
+
+// use counts a frontend at its address: filter bit and owner entry come with
+// the first one.
+func (r *Reconciler) use(t *transaction, key compile.FrontendKey, kind compile.Kind) {
+	if kind == compile.NodePort {
+		r.useNodePort(key.Addr.Port())
+		return
+	}
+	u := r.address(key.Addr.Addr())
+	before, had := u.ownerValue()
+	u.frontends++
+	if kind == compile.ClusterIP {
+		u.clusterIPs++
+	}
+	if owner, has := u.ownerValue(); has && (!had || owner != before) {
+		t.insertOwner(key.Addr.Addr(), owner, had)
+	}
+}
+
+// insertOwner has the owner entry of an address written; had says that there
+// is one. While tables are adopted it may be there, and right, already.
+func (t *transaction) insertOwner(addr netip.Addr, owner uint32, had bool) {
+	if t.r.found != nil && !had {
+		stands, ok := t.r.found.owners[addr]
+		delete(t.r.found.owners, addr)
+		if ok && stands == owner {
+			return
+		}
+		had = ok
+	}
+	t.insert(netip.AddrPortFrom(addr, 0), 0, owner, !had)
+}
+
+func (t *transaction) unuse(key compile.FrontendKey, kind compile.Kind) {
+	t.later = append(t.later, func() error { return t.r.unuse(key, kind) })
+}
+
+func (r *Reconciler) unuse(key compile.FrontendKey, kind compile.Kind) error {
+	if kind == compile.NodePort {
+		r.unuseNodePort(key.Addr.Port())
+		return nil
+	}
+	addr := key.Addr.Addr()
+	u := r.address(addr)
+	before, had := u.ownerValue()
+	u.frontends--
+	if kind == compile.ClusterIP {
+		u.clusterIPs--
+	}
+	return r.ownerChanged(addr, u, before, had)
+}
+
+// ownerChanged brings the owner entry of an address up to date after uses went,
+// and forgets an address without any.
+func (r *Reconciler) ownerChanged(addr netip.Addr, u *addressUse, before uint32, had bool) error {
+	owner, has := u.ownerValue()
+	var err error
+	switch {
+	case had && !has:
+		err = r.deleteKey(netip.AddrPortFrom(addr, 0), 0)
+	case has && (!had || owner != before):
+		err = r.putOwner(addr, owner)
+	}
+	if u.unused() {
+		r.clearFilter(addr)
+		delete(r.addresses, addr)
+	}
+	return err
+}
+
+func (r *Reconciler) putOwner(addr netip.Addr, owner uint32) error {
+	key := netip.AddrPortFrom(addr, 0)
+	if addr.Is4() {
+		return r.set.Frontends4.Put(maps.Frontend4Key(key, 0), owner)
+	}
+	return r.set.Frontends6.Put(maps.Frontend6Key(key, 0), owner)
+}
+
+// address returns the use of an address, whose filter bit is set from now on.
+func (r *Reconciler) address(addr netip.Addr) *addressUse {
+	u := r.addresses[addr]
+	if u == nil {
+		u = &addressUse{}
+		r.addresses[addr] = u
+		r.setFilter(addr)
+	}
+	return u
+}
+
+func (r *Reconciler) setFilter(addr netip.Addr) {
+	bit := maps.FilterBit(addr, r.set.VIPFilter.Len()*64)
+	r.filter[bit]++
+	word := r.set.VIPFilter.LoadWord(bit/64, 0)
+	if mask := uint64(1) << (bit % 64); word&mask == 0 {
+		r.set.VIPFilter.StoreWord(bit/64, 0, word|mask)
+	}
+}
+
+func (r *Reconciler) clearFilter(addr netip.Addr) {
+	bit := maps.FilterBit(addr, r.set.VIPFilter.Len()*64)
+	r.filter[bit]--
+	if r.filter[bit] > 0 {
+		return
+	}
+	delete(r.filter, bit)
+	word := r.set.VIPFilter.LoadWord(bit/64, 0)
+	r.set.VIPFilter.StoreWord(bit/64, 0, word&^(1<<(bit%64)))
+}
+
+// elsewhere tells the pseudo port that stands for the addresses of a Service
+// that another proxy serves: connects to them pass.
+func elsewhere(c *compile.Port) bool {
+	return len(c.Frontends) > 0 && c.Frontends[0].Kind == compile.Elsewhere
+}
+
+func (t *transaction) stageElsewhere(c *compile.Change) error {
+	p := t.r.ports[c.ID]
+	if p == nil {
+		p = &port{compiled: c.ID}
+		t.r.ports[c.ID] = p
+	}
+	for _, f := range c.Port.Frontends {
+		u := t.r.address(f.Addr.Addr())
+		_, had := u.ownerValue()
+		u.elsewhere++
+		t.insertOwner(f.Addr.Addr(), maps.AddressElsewhere, had)
+	}
+	for _, f := range p.declared {
+		t.unuseElsewhere(f.Addr.Addr())
+	}
+	p.declared = slices.Clone(c.Port.Frontends)
+	return nil
+}
+
+func (t *transaction) unuseElsewhere(addr netip.Addr) {
+	t.later = append(t.later, func() error {
+		u := t.r.address(addr)
+		before, had := u.ownerValue()
+		u.elsewhere--
+		return t.r.ownerChanged(addr, u, before, had)
+	})
+}
+
+// stageSources inserts the source ranges that are new, before a word makes
+// programs look at them, and has the old ones deleted after.
+func (t *transaction) stageSources(p *port, c *compile.Port) error {
+	if slices.Equal(p.sources, c.SourceRanges) {
+		return nil
+	}
+	var errs []error
+	for _, prefix := range c.SourceRanges {
+		if !slices.Contains(p.sources, prefix) {
+			errs = append(errs, t.r.putSource(p, prefix))
+		}
+	}
+	var gone []netip.Prefix
+	for _, prefix := range p.sources {
+		if !slices.Contains(c.SourceRanges, prefix) {
+			gone = append(gone, prefix)
+		}
+	}
+	t.removeSources(p, gone)
+	p.sources = slices.Clone(c.SourceRanges)
+	return errors.Join(errs...)
+}
+
+func (r *Reconciler) putSource(p *port, prefix netip.Prefix) error {
+	if p.compiled.Family == service.IPv4 {
+		return r.set.Sources4.Put(maps.Source4Key(p.id, prefix), 1)
+	}
+	return r.set.Sources6.Put(maps.Source6Key(p.id, prefix), 1)
+}
+
+func (t *transaction) removeSources(p *port, prefixes []netip.Prefix) {
+	for _, prefix := range prefixes {
+		t.later = append(t.later, func() error {
+			if p.compiled.Family == service.IPv4 {
+				return t.r.set.Sources4.Delete(maps.Source4Key(p.id, prefix))
+			}
+			return t.r.set.Sources6.Delete(maps.Source6Key(p.id, prefix))
+		})
+	}
+}

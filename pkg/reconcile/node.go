@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"portolan.dev/portolan/bpf"
+	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/pkg/service"
+)
+
+// Node is what the tables say about this node.
+type Node struct {
+	// NodePortAddrs serve NodePorts; those with true do so only for sockets of
+	// the node's own network namespace (loopback).
+	NodePortAddrs map[netip.Addr]bool
+	// ServiceCIDRs: an address inside that no Service has is refused. At most
+	// MaxServiceCIDRs are used.
+	ServiceCIDRs []netip.Prefix
+	// Source4 and Source6 are the addresses that this node's own sockets have
+	// towards the outside; the zero address where there is none.
+	Source4, Source6 netip.Addr
+}
+
+// MaxServiceCIDRs is what the tables have room for.
+const MaxServiceCIDRs = len(bpf.LbCidrSet{}.Cidrs)
+
+func (n *Node) count(family service.Family) uint32 {
+	count := uint32(0)
+	for addr := range n.NodePortAddrs {
+		if service.FamilyOf(addr) == family {
+			count++
+		}
+	}
+	return count
+}
+
+// ApplyNode makes the tables say what is true of this node now. Before the
+// first Apply it is only remembered.
+func (r *Reconciler) ApplyNode(n Node) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.attached {
+		r.node = n
+		return nil
+	}
+	return r.applyNode(n)
+}
+
+func (r *Reconciler) applyNode(n Node) error {
+	err := errors.Join(r.applyNodeAddrs(n.NodePortAddrs), r.applyCIDRs(n.ServiceCIDRs))
+	config := r.set.NodeConfig.At(0)
+	for _, s := range []struct {
+		addr netip.Addr
+		to   *bpf.LbAddress
+	}{{n.Source4, &config.NodeSource4}, {n.Source6, &config.NodeSource6}} {
+		want := bpf.LbAddress{}
+		if s.addr.IsValid() {
+			want = maps.Addr16(s.addr)
+		}
+		if *s.to != want {
+			*s.to = want
+		}
+	}
+	r.node = n
+	return err
+}
+
+// applyNodeAddrs compares with the table itself: it is small, and an earlier
+// agent may have written it.
+func (r *Reconciler) applyNodeAddrs(want map[netip.Addr]bool) error {
+	have, err := r.nodeAddrs()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for addr, hostOnly := range want {
+		r.address(addr).node = true
+		flags := uint32(0)
+		if hostOnly {
+			flags = maps.NodeAddrHostOnly
+		}
+		if current, ok := have[addr]; ok && current == flags {
+			continue
+		}
+		if addr.Is4() {
+			errs = append(errs, r.set.NodeAddrs4.Put(maps.Addr4(addr), flags))
+		} else {
+			errs = append(errs, r.set.NodeAddrs6.Put(maps.Addr16(addr), flags))
+		}
+	}
+	for addr := range have {
+		if _, ok := want[addr]; ok {
+			continue
+		}
+		if addr.Is4() {
+			errs = append(errs, r.set.NodeAddrs4.Delete(maps.Addr4(addr)))
+		} else {
+			errs = append(errs, r.set.NodeAddrs6.Delete(maps.Addr16(addr)))
+		}
+	}
+	for addr, u := range r.addresses {
+		if _, ok := want[addr]; !ok && u.node {
+			before, had := u.ownerValue()
+			u.node = false
+			errs = append(errs, r.ownerChanged(addr, u, before, had))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reconciler) nodeAddrs() (map[netip.Addr]uint32, error) {
+	have := map[netip.Addr]uint32{}
+	var err error
+	for k, flags := range r.set.NodeAddrs4.All(&err) {
+		have[maps.FromAddr4(k)] = flags
+	}
+	for k, flags := range r.set.NodeAddrs6.All(&err) {
+		have[maps.FromAddr16(k)] = flags
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read node addresses: %w", err)
+	}
+	return have, nil
+}
+
+// applyCIDRs writes the set that is not in use and switches to it. The grace
+// period before keeps programs from reading a set that is being written.
+func (r *Reconciler) applyCIDRs(want []netip.Prefix) error {
+	want = want[:min(len(want), MaxServiceCIDRs)]
+	config := r.set.NodeConfig.At(0)
+	active := config.ActiveCidrs & 1
+	fresh := bpf.LbCidrSet{Count: uint32(len(want))}
+	for i, prefix := range want {
+		fresh.Cidrs[i] = maps.CIDR(prefix)
+	}
+	if fresh == config.Cidrs[active] {
+		return nil
+	}
+	if r.live {
+		if err := r.cfg.Wait(); err != nil {
+			return err
+		}
+	}
+	config.Cidrs[1-active] = fresh
+	r.set.NodeConfig.Store32(0, maps.NodeConfigCIDRs, 1-active)
+	return nil
+}
+
+// useNodePort widens the range of ports that programs take for NodePorts.
+func (r *Reconciler) useNodePort(port uint16) {
+	r.nodePorts[port]++
+	if r.nodePorts[port] == 1 {
+		r.storeNodePortRange()
+	}
+}
+
+func (r *Reconciler) unuseNodePort(port uint16) {
+	r.nodePorts[port]--
+	if r.nodePorts[port] == 0 {
+		delete(r.nodePorts, port)
+		r.storeNodePortRange()
+	}
+}
+
+// storeNodePortRange publishes the lowest and the highest NodePort in use.
+// While tables are being adopted the range only widens.
+func (r *Reconciler) storeNodePortRange() {
+	low, high := uint16(1), uint16(0)
+	first := true
+	widen := func(port uint16) {
+		if first || port < low {
+			low = port
+		}
+		if first || port > high {
+			high = port
+		}
+		first = false
+	}
+	if config := r.set.NodeConfig.Load(0); r.found != nil && config.NodeportMin <= config.NodeportMax {
+		widen(config.NodeportMin)
+		widen(config.NodeportMax)
+	}
+	for port := range r.nodePorts {
+		widen(port)
+	}
+	r.set.NodeConfig.Store32(0, maps.NodeConfigPorts, uint32(low)|uint32(high)<<16)
+}
+
+// Canonical sorts prefixes and drops what repeats, so that equal sets compare
+// equal.
+func Canonical(prefixes []netip.Prefix) []netip.Prefix {
+	out := slices.Clone(prefixes)
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"portolan.dev/portolan/bpf"
+	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/service"
+)
+
+// stage writes one service port: its backends and slots where no program can
+// see them, then the words of its frontends, which publishes it.
+func (t *transaction) stage(c *compile.Change) error {
+	p := t.r.ports[c.ID]
+	if c.Port == nil {
+		if p != nil {
+			t.drop(p)
+		}
+		return nil
+	}
+	if elsewhere(c.Port) {
+		return t.stageElsewhere(c)
+	}
+	if p == nil {
+		var err error
+		if p, err = t.newPort(c.ID); err != nil {
+			return err
+		}
+		p.affinity = c.Port.Affinity
+		t.adoptPort(p, c.Port)
+	}
+	if err := t.stageBackends(p, c); err != nil {
+		return err
+	}
+	if err := t.stageSources(p, c.Port); err != nil {
+		return err
+	}
+	if err := t.stageSlots(p, c.Port); err != nil {
+		return err
+	}
+	p.refuse, p.affinity = c.Port.Refuse, c.Port.Affinity
+	return t.stageFrontends(p, c.Port)
+}
+
+func (t *transaction) newPort(id compile.PortID) (*port, error) {
+	p := &port{compiled: id}
+	if known, ok := t.r.found.port(id); ok {
+		p.id = known
+	} else {
+		fresh, err := t.r.take(&t.r.portIDs, maps.ServiceNames)
+		if err != nil {
+			return nil, err
+		}
+		p.id = fresh
+		t.names = append(t.names, fresh)
+		t.nameValues = append(t.nameValues, nameOf(id))
+	}
+	t.r.ports[id] = p
+	return p, nil
+}
+
+func nameOf(id compile.PortID) bpf.LbServiceName {
+	v := bpf.LbServiceName{Proto: uint8(id.Protocol), Family: uint8(id.Family)}
+	maps.PutString(v.Namespace[:], id.Service.Namespace)
+	maps.PutString(v.Name[:], id.Service.Name)
+	maps.PutString(v.Port[:], id.Port)
+	return v
+}
+
+// drop takes a service port out of force. Its frontends go first, in commit.
+func (t *transaction) drop(p *port) {
+	delete(t.r.ports, p.compiled)
+	if p.id == 0 { // the addresses of another proxy's Service
+		for _, f := range p.declared {
+			t.unuseElsewhere(f.Addr.Addr())
+		}
+		return
+	}
+	for i, f := range p.frontends {
+		if f.port == p {
+			f.port = nil
+			t.orphans = append(t.orphans, f)
+		}
+		t.unuse(f.key, p.declared[i].Kind)
+	}
+	for pos, word := range p.words {
+		if word != 0 {
+			t.freeBackend(p, pos)
+		}
+	}
+	t.freeSpan(p.cluster)
+	if !p.shared {
+		t.freeSpan(p.local)
+	}
+	t.removeSources(p, p.sources)
+	t.gone = append(t.gone, p)
+}
+
+func (t *transaction) freeSpan(s span) {
+	if s.count > 0 {
+		t.spans = append(t.spans, s)
+	}
+}
+
+func (t *transaction) freeBackend(p *port, pos int) {
+	id, _ := maps.SplitSlotWord(p.words[pos])
+	t.dead = append(t.dead, deadBackend{p.compiled.Family, id})
+	p.words[pos] = 0
+	p.addrs[pos] = netip.AddrPort{}
+}
+
+// stageBackends writes the backends that differ.
+func (t *transaction) stageBackends(p *port, c *compile.Change) error {
+	backends := c.Port.Backends
+	if n := len(backends) - len(p.words); n > 0 {
+		p.words = append(p.words, make([]uint64, n)...)
+		p.addrs = append(p.addrs, make([]netip.AddrPort, n)...)
+		p.flags = append(p.flags, make([]uint8, n)...)
+	}
+	if !c.All {
+		for _, pos := range c.Touched {
+			if err := t.stageBackend(p, int(pos), &backends[pos]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for pos := range backends {
+		if err := t.stageBackend(p, pos, &backends[pos]); err != nil {
+			return err
+		}
+	}
+	for pos := len(backends); pos < len(p.words); pos++ {
+		if p.words[pos] != 0 {
+			t.freeBackend(p, pos)
+		}
+	}
+	return nil
+}
+
+func (t *transaction) stageBackend(p *port, pos int, b *compile.Backend) error {
+	if p.words[pos] != 0 && p.addrs[pos] != b.Addr {
+		t.freeBackend(p, pos)
+	}
+	if !b.Addr.IsValid() {
+		return nil
+	}
+	flags := backendFlags(b)
+	if p.words[pos] == 0 {
+		return t.newBackend(p, pos, b.Addr, flags)
+	}
+	if p.flags[pos] != flags {
+		id, generation := maps.SplitSlotWord(p.words[pos])
+		t.r.storeFlags(p, id, generation, b.Addr, flags)
+		p.flags[pos] = flags
+	}
+	return nil
+}
+
+func backendFlags(b *compile.Backend) uint8 {
+	flags := uint8(b.State)
+	if b.InCluster {
+		flags |= maps.BackendInCluster
+	}
+	if b.InLocal {
+		flags |= maps.BackendInLocal
+	}
+	if b.OnNode {
+		flags |= maps.BackendOnNode
+	}
+	return flags
+}
+
+func (t *transaction) newBackend(p *port, pos int, addr netip.AddrPort, flags uint8) error {
+	r := t.r
+	p.addrs[pos], p.flags[pos] = addr, flags
+	allocator, table := &r.backends4, maps.Backends4
+	if p.compiled.Family == service.IPv6 {
+		allocator, table = &r.backends6, maps.Backends6
+	}
+	id, err := r.take(allocator, table)
+	if err != nil {
+		return err
+	}
+	p.words[pos] = maps.SlotWord(id, r.writeBackend(p, id, addr, flags))
+	return nil
+}
+
+// writeBackend fills an entry that no slot names yet, and returns the new
+// generation. Sockets may still hold the id with an old generation: the word
+// that makes the entry usable comes last.
+func (r *Reconciler) writeBackend(p *port, id uint32, addr netip.AddrPort, flags uint8) uint32 {
+	proto := uint8(p.compiled.Protocol)
+	if p.compiled.Family == service.IPv4 {
+		b := r.set.Backends4.At(id)
+		b.ServicePort = p.id
+		b.Generation++
+		b.Masquerade = 0
+		r.set.Backends4.StoreWord(id, maps.Backend4Flags, maps.Backend4Word(addr, proto, flags))
+		return b.Generation
+	}
+	b := r.set.Backends6.At(id)
+	b.Addr = maps.Addr16(addr.Addr())
+	b.ServicePort = p.id
+	b.Masquerade = bpf.LbAddress{}
+	generation := b.Generation + 1
+	r.set.Backends6.StoreWord(id, maps.Backend6Flags, maps.Backend6Word(addr, proto, flags, generation))
+	return generation
+}
+
+func (r *Reconciler) storeFlags(p *port, id, generation uint32, addr netip.AddrPort, flags uint8) {
+	proto := uint8(p.compiled.Protocol)
+	if p.compiled.Family == service.IPv4 {
+		r.set.Backends4.StoreWord(id, maps.Backend4Flags, maps.Backend4Word(addr, proto, flags))
+		return
+	}
+	r.set.Backends6.StoreWord(id, maps.Backend6Flags, maps.Backend6Word(addr, proto, flags, generation))
+}
+
+func (r *Reconciler) flagsOf(family service.Family, id uint32) uint8 {
+	if family == service.IPv4 {
+		return r.set.Backends4.Load(id).Flags
+	}
+	return r.set.Backends6.Load(id).Flags
+}
+
+// killBackend marks a backend dead and puts its id into quarantine.
+func (r *Reconciler) killBackend(d deadBackend) {
+	r.markDead(d)
+	kind := backend4ID
+	if d.family == service.IPv6 {
+		kind = backend6ID
+	}
+	r.retire(retiree{kind: kind, id: d.id})
+}
+
+// markDead makes sockets and affinity let go of a backend.
+func (r *Reconciler) markDead(d deadBackend) {
+	if d.family == service.IPv4 {
+		word := r.set.Backends4.LoadWord(d.id, maps.Backend4Flags)
+		r.set.Backends4.StoreWord(d.id, maps.Backend4Flags, word&^(0xff<<56))
+		return
+	}
+	word := r.set.Backends6.LoadWord(d.id, maps.Backend6Flags)
+	r.set.Backends6.StoreWord(d.id, maps.Backend6Flags, word&^(0xff<<24))
+}
+
+// stageSlots writes the sets that differ from what is published to fresh
+// slots. The old ones stay as they are: programs may be reading them.
+func (t *transaction) stageSlots(p *port, c *compile.Port) error {
+	cluster, err := t.fill(p, p.cluster, c.Cluster)
+	if err != nil {
+		return err
+	}
+	old := p.cluster
+	p.cluster = cluster
+	if cluster != old {
+		t.freeSpan(old)
+	}
+	if isPrefix(c.Local, c.Cluster) {
+		if !p.shared {
+			t.freeSpan(p.local)
+		}
+		p.local, p.shared = span{cluster.base, uint32(len(c.Local))}, true
+		return nil
+	}
+	current := p.local
+	if p.shared {
+		current = span{}
+	}
+	local, err := t.fill(p, current, c.Local)
+	if err != nil {
+		return err
+	}
+	if local != current {
+		t.freeSpan(current)
+	}
+	p.local, p.shared = local, false
+	return nil
+}
+
+func isPrefix(a, b []int32) bool {
+	return len(a) <= len(b) && slices.Equal(a, b[:len(a)])
+}
+
+// fill returns a span that holds the backends at the given positions: the
+// current one when it does already, else a fresh one.
+func (t *transaction) fill(p *port, current span, positions []int32) (span, error) {
+	n := uint32(len(positions))
+	if n == 0 {
+		return span{}, nil
+	}
+	if current.count == n && t.holds(p, current, positions) {
+		return current, nil
+	}
+	fresh, err := t.r.takeSpan(n)
+	if err != nil {
+		return span{}, err
+	}
+	words := t.r.set.Slots.Words(fresh.base, n)
+	for i, pos := range positions {
+		words[i] = p.words[pos]
+	}
+	return fresh, nil
+}
+
+func (t *transaction) holds(p *port, s span, positions []int32) bool {
+	for i, word := range t.r.set.Slots.Words(s.base, s.count) {
+		if word != p.words[positions[i]] {
+			return false
+		}
+	}
+	return true
+}
+
+// word is the range word of a frontend of the port.
+func (p *port) word(policy compile.Policy, guarded bool) uint64 {
+	s, flags := p.cluster, uint8(0)
+	if policy == compile.Local {
+		s, flags = p.local, maps.RangeLocal
+	}
+	if s.count == 0 {
+		s = span{}
+		if p.refuse {
+			flags |= maps.RangeRefuse
+		}
+	}
+	if p.affinity > 0 {
+		flags |= maps.RangeAffinity
+	}
+	if guarded {
+		flags |= maps.RangeGuarded
+	}
+	return maps.RangeWord(s.base, s.count, flags)
+}
+
+func (p *port) owner() uint64 {
+	return uint64(p.id) | uint64(p.affinity/time.Second)<<32
+}

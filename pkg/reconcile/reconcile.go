@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package reconcile makes the BPF tables say what the compiler says. It owns
+// the ids of frontends, backends and service ports and the ranges of slots,
+// adopts what an earlier agent left, and keeps what is freed in quarantine
+// until no running program can still hold it.
+//
+// It imports pkg/compile and pkg/service for the model and maps for the tables.
+// The invariants it guards:
+//
+//   - A set of backends is published by one atomic store, after everything it
+//     leads to was written to memory that no program could reach.
+//   - Whatever was reachable is used again only after a grace period, and ids
+//     with another generation.
+//   - Order: backends, slots, state word, frontend entry; removal in reverse.
+//   - An endpoint change makes no system call.
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"portolan.dev/portolan/bpf"
+	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/service"
+)
+
+// Config is what a reconciler works with.
+type Config struct {
+	// Attach makes the programs use a set of tables, and pins both. It is
+	// called with the lock held: after the first Apply, and after growth.
+	Attach func(*maps.Set) error
+	// Adopted is what an earlier agent left, or nil.
+	Adopted *maps.Set
+	// Wait blocks for a grace period of running programs.
+	Wait func() error
+	// Node is what is known of this node at the first Apply.
+	Node Node
+}
+
+// Reconciler writes tables. Apply and ApplyNode are for one goroutine at a
+// time; Recycle may run beside them, and Stats too.
+type Reconciler struct {
+	cfg Config
+
+	mu        sync.Mutex
+	set       *maps.Set
+	live      bool   // programs may be reading the tables
+	attached  bool   // they are this agent's
+	found     *found // what is left to adopt; nil once that is over
+	ports     map[compile.PortID]*port
+	frontends map[compile.FrontendKey]*frontend
+	addresses map[netip.Addr]*addressUse
+	filter    map[uint32]uint32 // bit of vip_filter -> addresses that set it
+	nodePorts map[uint16]int    // NodePort -> frontends
+	entries   [2]uint32         // in frontends4 and frontends6, owner entries too
+	node      Node
+
+	portIDs, frontendIDs, backends4, backends6 ids
+	slots                                      spans
+
+	retired []retiree
+	failed  map[compile.PortID]struct{}
+	wake    chan struct{}
+	resized map[string]uint64
+}
+
+// port is a service port as the tables hold it.
+type port struct {
+	id       uint32
+	compiled compile.PortID
+
+	// By position, as in compile.Port: the slot word of the backend (0: hole),
+	// where it is, and its flags in the table.
+	words []uint64
+	addrs []netip.AddrPort
+	flags []uint8
+
+	cluster span
+	local   span // in a block of its own unless shared
+	shared  bool // local is the beginning of cluster
+
+	refuse    bool
+	affinity  time.Duration
+	sources   []netip.Prefix
+	declared  []compile.Frontend
+	frontends []*frontend
+}
+
+// frontend is an entry of frontends4/6 and its state.
+type frontend struct {
+	key        compile.FrontendKey
+	id         uint32
+	port       *port // nil: to be removed
+	words      [2]uint64
+	owner      uint64 // service port and affinity timeout, as stored
+	registered bool   // in the hash table, or about to be
+}
+
+// New returns a reconciler. With cfg.Adopted it reads the tables; nothing is
+// written before the first Apply.
+func New(cfg Config) (*Reconciler, error) {
+	r := &Reconciler{
+		cfg: cfg, node: cfg.Node, set: cfg.Adopted, live: cfg.Adopted != nil,
+		ports:     map[compile.PortID]*port{},
+		frontends: map[compile.FrontendKey]*frontend{},
+		addresses: map[netip.Addr]*addressUse{},
+		filter:    map[uint32]uint32{},
+		nodePorts: map[uint16]int{},
+		failed:    map[compile.PortID]struct{}{},
+		wake:      make(chan struct{}, 1),
+		resized:   map[string]uint64{},
+	}
+	r.portIDs.next = 1 // 0 stands for no service port in empty entries
+	if r.set == nil {
+		return r, nil
+	}
+	r.setLimits()
+	found, err := r.readTables()
+	if err != nil {
+		return nil, fmt.Errorf("adopt tables: %w", err)
+	}
+	r.found = found
+	return r, nil
+}
+
+// Apply makes the tables say what the changes say. The first call must carry
+// every service port there is: it sizes or adopts the tables, removes what was
+// found in them and is no longer wanted, and attaches the programs.
+//
+// An error names the service ports that could not be written; the rest is in
+// force. Failed returns them, to be applied again.
+func (r *Reconciler) Apply(changes []compile.Change) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.set == nil {
+		if err := r.create(changes); err != nil {
+			return err
+		}
+	}
+	t := transaction{r: r}
+	var errs []error
+	for i := range changes {
+		c := &changes[i]
+		err := t.stage(c)
+		if err != nil {
+			r.failed[c.ID] = struct{}{}
+			errs = append(errs, fmt.Errorf("write service port %s: %w", describe(c.ID), err))
+		} else if len(r.failed) > 0 {
+			delete(r.failed, c.ID)
+		}
+	}
+	errs = append(errs, t.commit())
+	if r.found != nil {
+		errs = append(errs, r.applyNode(r.node), r.finishAdoption())
+	}
+	if !r.attached {
+		errs = append(errs, r.attach())
+	}
+	errs = append(errs, r.growIfNeeded())
+	return errors.Join(errs...)
+}
+
+func (r *Reconciler) attach() error {
+	if err := r.applyNode(r.node); err != nil {
+		return err
+	}
+	if err := r.cfg.Attach(r.set); err != nil {
+		return err
+	}
+	r.attached, r.live = true, true
+	return nil
+}
+
+// Failed returns the service ports whose last change could not be written.
+func (r *Reconciler) Failed() []compile.PortID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []compile.PortID
+	for id := range r.failed {
+		out = append(out, id)
+	}
+	return out
+}
+
+// Tables returns the set in use, or nil before the first Apply. It is valid
+// until the next Apply, which may replace it.
+func (r *Reconciler) Tables() *maps.Set {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.set
+}
+
+func describe(id compile.PortID) string {
+	return fmt.Sprintf("%s port %q %s %s", id.Service, id.Port, id.Protocol, id.Family)
+}
+
+// transaction gathers what a batch of changes does to the hash tables, and
+// what it frees, so that both happen once and in order.
+type transaction struct {
+	r *Reconciler
+
+	names      []uint32
+	nameValues []bpf.LbServiceName
+	keys4      []bpf.LbFrontend4Key
+	values4    []uint32
+	keys6      []bpf.LbFrontend6Key
+	values6    []uint32
+
+	orphans []*frontend // lost their port; removed unless another took them
+	gone    []*port
+	dead    []deadBackend
+	spans   []span
+	later   []func() error // what goes once no word leads there any more
+}
+
+type deadBackend struct {
+	family service.Family
+	id     uint32
+}
+
+// commit inserts and removes entries in the order that keeps every reader
+// right: names, frontends; then the other way round for what goes.
+func (t *transaction) commit() error {
+	r := t.r
+	var errs []error
+	errs = append(errs, t.makeRoom(),
+		r.set.ServiceNames.PutAll(t.names, t.nameValues),
+		r.set.Frontends4.PutAll(t.keys4, t.values4),
+		r.set.Frontends6.PutAll(t.keys6, t.values6))
+	for _, f := range t.orphans {
+		if f.port == nil && f.registered {
+			errs = append(errs, r.removeFrontend(f))
+		}
+	}
+	for _, f := range t.later {
+		errs = append(errs, f())
+	}
+	for _, p := range t.gone {
+		errs = append(errs, r.set.ServiceNames.Delete(p.id))
+		r.retire(retiree{kind: portID, id: p.id})
+	}
+	for _, d := range t.dead {
+		r.killBackend(d)
+	}
+	for _, s := range t.spans {
+		r.retire(retiree{kind: slotSpan, span: s})
+	}
+	if len(r.retired) > 0 {
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	}
+	return errors.Join(errs...)
+}

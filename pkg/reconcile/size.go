@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"fmt"
+	"math/bits"
+
+	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/service"
+)
+
+// Tables start at twice what they have to hold, and double at four fifths:
+// steady growth costs one switch of programs per doubling.
+const (
+	smallest     = 1024
+	fullPercent  = 80
+	filterFactor = 32 // bits of vip_filter per address: 3 % set
+	filterFull   = 8  // fewer bits per address than this: grow
+)
+
+func capacity(need int) uint32 {
+	return max(smallest, uint32(1)<<bits.Len32(uint32(2*need-1)))
+}
+
+// create makes tables that fit the first changes.
+func (r *Reconciler) create(changes []compile.Change) error {
+	var frontends4, frontends6, backends4, backends6, slots, ports int
+	for _, c := range changes {
+		if c.Port == nil {
+			continue
+		}
+		ports++
+		for _, set := range [][]int32{c.Port.Cluster, c.Port.Local} {
+			if n := uint32(len(set)); n > 0 {
+				slots += 1 << class(n)
+			}
+		}
+		// Every frontend may bring an owner entry for its address.
+		if c.ID.Family == service.IPv4 {
+			frontends4 += 2 * len(c.Port.Frontends)
+			backends4 += len(c.Port.Backends)
+		} else {
+			frontends6 += 2 * len(c.Port.Frontends)
+			backends6 += len(c.Port.Backends)
+		}
+	}
+	set, err := maps.Create(maps.Sizes{
+		Frontends4: capacity(frontends4), Frontends6: capacity(frontends6),
+		FrontendState: capacity((frontends4 + frontends6) / 2),
+		Slots:         capacity(max(slots, 2*smallest)),
+		Backends4:     capacity(max(backends4, 2*smallest)), Backends6: capacity(max(backends6, 2*smallest)),
+		FilterBits: max(1<<16, capacity(filterFactor/4*(frontends4+frontends6))),
+		NodeAddrs4: smallest, NodeAddrs6: smallest,
+		ServiceNames: capacity(ports),
+	})
+	if err != nil {
+		return err
+	}
+	r.set = set
+	r.setLimits()
+	return nil
+}
+
+func (r *Reconciler) setLimits() {
+	s := r.set.Sizes()
+	r.portIDs.limit = s.ServiceNames
+	r.frontendIDs.limit = s.FrontendState
+	r.backends4.limit, r.backends6.limit = s.Backends4, s.Backends6
+	r.slots.limit = s.Slots
+}
+
+// Usage is how full a table is.
+type Usage struct {
+	Table    string `json:"table"`
+	Used     uint32 `json:"used"`
+	Capacity uint32 `json:"capacity"`
+	// Resizes counts how often it has grown since the agent started.
+	Resizes uint64 `json:"resizes"`
+}
+
+// Stats returns how full the tables that grow are. Entries in quarantine count
+// as used.
+func (r *Reconciler) Stats() []Usage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.set == nil {
+		return nil
+	}
+	return r.usage()
+}
+
+func (r *Reconciler) usage() []Usage {
+	s := r.set.Sizes()
+	out := []Usage{
+		{Table: maps.Frontends4, Used: r.entries[0], Capacity: s.Frontends4},
+		{Table: maps.Frontends6, Used: r.entries[1], Capacity: s.Frontends6},
+		{Table: maps.FrontendState, Used: r.frontendIDs.used, Capacity: s.FrontendState},
+		{Table: maps.Slots, Used: r.slots.used, Capacity: s.Slots},
+		{Table: maps.Backends4, Used: r.backends4.used, Capacity: s.Backends4},
+		{Table: maps.Backends6, Used: r.backends6.used, Capacity: s.Backends6},
+		{Table: maps.NodeAddrs4, Used: r.node.count(service.IPv4), Capacity: s.NodeAddrs4},
+		{Table: maps.NodeAddrs6, Used: r.node.count(service.IPv6), Capacity: s.NodeAddrs6},
+		{Table: maps.ServiceNames, Used: r.portIDs.used, Capacity: s.ServiceNames},
+	}
+	for i := range out {
+		out[i].Resizes = r.resized[out[i].Table]
+	}
+	return out
+}
+
+// growIfNeeded doubles what is four fifths full, all in one switch.
+func (r *Reconciler) growIfNeeded() error {
+	want := r.set.Sizes()
+	grown := false
+	for _, u := range r.usage() {
+		if uint64(u.Used)*100 >= uint64(u.Capacity)*fullPercent {
+			setSize(&want, u.Table, u.Capacity*2)
+			r.resized[u.Table]++
+			grown = true
+		}
+	}
+	if uint32(len(r.addresses))*filterFull > want.FilterBits {
+		want.FilterBits = capacity(filterFactor / 2 * len(r.addresses))
+		r.resized[maps.VIPFilter]++
+		grown = true
+	}
+	if !grown {
+		return nil
+	}
+	return r.growTo(want)
+}
+
+// grow makes one table as large as asked, for a change that needs it now.
+func (r *Reconciler) grow(table string, entries uint32) error {
+	want := r.set.Sizes()
+	setSize(&want, table, uint32(1)<<bits.Len32(entries-1))
+	r.resized[table]++
+	return r.growTo(want)
+}
+
+// growTo copies the tables into larger ones and switches the programs. Nobody
+// writes meanwhile (the lock is held), so both copies are right at every
+// moment of the switch.
+func (r *Reconciler) growTo(want maps.Sizes) error {
+	grown, err := r.set.Grow(want)
+	if err != nil {
+		return err
+	}
+	old := r.set
+	r.set = grown
+	if grown.VIPFilter.Len() != old.VIPFilter.Len() {
+		r.refillFilter()
+	}
+	if r.attached {
+		if err := r.cfg.Attach(grown); err != nil {
+			r.set = old
+			grown.Close()
+			return fmt.Errorf("switch to larger tables: %w", err)
+		}
+	}
+	r.setLimits()
+	// Programs that run on the old tables hold references of their own.
+	old.Close()
+	return nil
+}
+
+func (r *Reconciler) refillFilter() {
+	clear(r.filter)
+	for addr := range r.addresses {
+		r.setFilter(addr)
+	}
+}
+
+func setSize(s *maps.Sizes, table string, entries uint32) {
+	switch table {
+	case maps.Frontends4:
+		s.Frontends4 = entries
+	case maps.Frontends6:
+		s.Frontends6 = entries
+	case maps.FrontendState:
+		s.FrontendState = entries
+	case maps.Slots:
+		s.Slots = entries
+	case maps.Backends4:
+		s.Backends4 = entries
+	case maps.Backends6:
+		s.Backends6 = entries
+	case maps.NodeAddrs4:
+		s.NodeAddrs4 = entries
+	case maps.NodeAddrs6:
+		s.NodeAddrs6 = entries
+	case maps.ServiceNames:
+		s.ServiceNames = entries
+	}
+}
+
+// makeRoom grows hash tables that what is about to be inserted would fill.
+func (t *transaction) makeRoom() error {
+	r := t.r
+	want := r.set.Sizes()
+	grown := false
+	for _, need := range []struct {
+		table    string
+		entries  uint32
+		capacity uint32
+	}{
+		{maps.Frontends4, r.entries[0], want.Frontends4},
+		{maps.Frontends6, r.entries[1], want.Frontends6},
+		{maps.ServiceNames, r.portIDs.used, want.ServiceNames},
+	} {
+		if need.entries > need.capacity {
+			setSize(&want, need.table, capacity(int(need.entries)))
+			r.resized[need.table]++
+			grown = true
+		}
+	}
+	if !grown {
+		return nil
+	}
+	return r.growTo(want)
+}
