@@ -59,6 +59,9 @@ type World struct {
 	lock    *os.File
 	spawn   chan func() // to the thread that starts processes; see spawner
 
+	closeOnce sync.Once
+	closeErr  error // set by closeOnce
+
 	mu         sync.Mutex // guards the rest, and serialises changes of the network
 	closed     bool
 	fabric     *Namespace // the switch between nodes
@@ -128,13 +131,15 @@ func (w *World) ID() string { return w.id }
 func (w *World) Dir() string { return w.dir }
 
 // Close kills the world's processes and removes its namespaces, links,
-// cgroups, mounts and files. Closing again does nothing.
+// cgroups, mounts and files. Closing again waits for the first and returns the
+// same.
 func (w *World) Close() error {
+	w.closeOnce.Do(func() { w.closeErr = w.close() })
+	return w.closeErr
+}
+
+func (w *World) close() error {
 	w.mu.Lock()
-	if w.closed {
-		w.mu.Unlock()
-		return nil
-	}
 	w.closed = true
 	processes, namespaces := w.processes, w.namespaces
 	w.mu.Unlock()
