@@ -124,6 +124,10 @@ type Service struct {
 	Headless     bool
 	ExternalName string
 
+	// ProxyName is set when another proxy serves this Service (by the label
+	// service.kubernetes.io/service-proxy-name): its addresses are let pass.
+	ProxyName string
+
 	ClusterIPs  []netip.Addr
 	ExternalIPs []netip.Addr
 	// LoadBalancerIPs are the ingress addresses that this node short-circuits
