@@ -240,4 +240,5 @@ const (
 	ReasonConflict        = "frontend-conflict" // an older Service has the frontend
 	ReasonTooMany         = "too-many-endpoints"
 	ReasonTableFull       = "table-full"
+	ReasonNotWritten      = "not-written" // the agent could not do it and tries again
 )

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the loop that keeps the tables true: it takes batches of
+// changed objects from a source, has them compiled and written, and tells
+// operators what it did and what it could not do.
+//
+// It wires pkg/source, pkg/compile, pkg/reconcile, pkg/node and the loader;
+// decisions are theirs. The invariant it guards: nothing is written before
+// Services, slices, Node and addresses have all been seen once.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"portolan.dev/portolan/loader"
+	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/config"
+	"portolan.dev/portolan/pkg/node"
+	"portolan.dev/portolan/pkg/reconcile"
+	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/pkg/source"
+)
+
+// Source brings objects into the queue until its context ends.
+type Source interface {
+	Run(ctx context.Context, q *source.Queue) error
+}
+
+// Config is what an agent is made of.
+type Config struct {
+	Options config.Config
+	Source  Source
+	Mode    string // "kubeconfig", "in-cluster" or "manifests", to be shown
+	Version string
+	Logger  *slog.Logger
+}
+
+// Agent is one dataplane's agent.
+type Agent struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+	queue   *source.Queue
+
+	loader     *loader.Loader
+	barrier    *maps.Barrier
+	reconciler *reconcile.Reconciler
+
+	// mu guards what the loop writes and the API reads.
+	mu          sync.Mutex
+	compiler    *compile.Compiler
+	node        service.Node
+	facts       node.Facts
+	cidrs       []netip.Prefix
+	synced      bool
+	problems    problems
+	programming latencies
+	waiting     time.Time // since when a batch has been waiting; zero: none
+	changes     uint64
+
+	nodeChanged chan struct{}
+	sweep       chan struct{}
+	diary       diary
+}
+
+// retryAfter is how long a service port that could not be written waits.
+const retryAfter = time.Second
+
+// New checks the machine and adopts what an earlier agent left. Nothing is
+// changed yet.
+func New(cfg Config) (*Agent, error) {
+	if err := loader.MissingFeatures(); err != nil {
+		return nil, err
+	}
+	l, err := loader.Open(loader.Config{BPFFSRoot: cfg.Options.BPFFSRoot, CgroupRoot: cfg.Options.CgroupRoot})
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Logger, started: time.Now(), queue: source.NewQueue(), loader: l,
+		node:        service.Node{Name: cfg.Options.NodeName},
+		problems:    newProblems(cfg.Logger),
+		nodeChanged: make(chan struct{}, 1),
+		sweep:       make(chan struct{}, 1),
+		diary:       diary{log: cfg.Logger},
+	}
+	a.compiler = compile.New(compile.Config{Node: a.node, MaxEndpoints: cfg.Options.MaxEndpoints})
+	if err := a.prepare(); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Agent) prepare() error {
+	adopted, err := a.loader.Adopt()
+	switch {
+	case errors.Is(err, maps.ErrNotPinned):
+		a.log.Info("no tables found, starting anew", "bpffs-root", a.cfg.Options.BPFFSRoot)
+	case err != nil:
+		return err
+	default:
+		a.log.Info("adopting the tables of an earlier agent", "bpffs-root", a.cfg.Options.BPFFSRoot)
+	}
+	if a.barrier, err = maps.NewBarrier(); err != nil {
+		return err
+	}
+	a.reconciler, err = reconcile.New(reconcile.Config{
+		Attach: a.loader.Attach, Adopted: adopted, Wait: a.barrier.Wait,
+	})
+	return err
+}
+
+// Run keeps the tables true until ctx ends. What is in the kernel then stays.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.barrier.Close()
+	defer a.loader.Close()
+	for _, flag := range a.cfg.Options.Ineffective {
+		a.log.Warn("flag has no effect yet", "flag", flag)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	updates := make(chan source.Update)
+	failed := make(chan error, 6)
+	var running sync.WaitGroup
+	start := func(name string, run func(context.Context) error) {
+		running.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+			}
+		})
+	}
+	start("watch this node", func(ctx context.Context) error { return node.Watch(ctx, a.noticeNode) })
+	a.readNode()
+	start("source", func(ctx context.Context) error { return a.cfg.Source.Run(ctx, a.queue) })
+	start("take updates", func(ctx context.Context) error { return a.take(ctx, updates) })
+	start("recycle", a.reconciler.Recycle)
+	start("close stale sockets", a.closeStale)
+	start("api", a.serve)
+	err := a.loop(ctx, updates, failed)
+	stop()
+	running.Wait()
+	return err
+}
+
+func (a *Agent) take(ctx context.Context, updates chan<- source.Update) error {
+	for {
+		u, err := a.queue.Take(ctx)
+		if err != nil {
+			return err
+		}
+		select {
+		case updates <- u:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <-chan error) error {
+	var gathered source.Update
+	retry := time.NewTimer(time.Hour)
+	retry.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-a.nodeChanged:
+			a.readNode()
+			err = a.applyNode()
+		case <-retry.C:
+			err = a.retry()
+		case u := <-updates:
+			if !a.synced {
+				a.noteProblems(u)
+				merge(&gathered, u)
+				if !gathered.Synced {
+					continue
+				}
+				u, gathered = gathered, source.Update{}
+			}
+			err = a.apply(u)
+		}
+		if err != nil {
+			a.log.Error("tables are not up to date, trying again", "error", err, "after", retryAfter)
+			retry.Reset(retryAfter)
+		}
+		a.problems.set("tables", errorProblem(err))
+	}
+}
+
+// merge adds u to what was gathered before everything was known once.
+func merge(into *source.Update, u source.Update) {
+	if into.Services == nil {
+		*into = u
+		return
+	}
+	for name, s := range u.Services {
+		into.Services[name] = s
+	}
+	for name, s := range u.Slices {
+		into.Slices[name] = s
+	}
+	for key, p := range u.Problems {
+		into.Problems[key] = p
+	}
+	if u.Node != nil {
+		into.Node = u.Node
+	}
+	into.ServiceCIDRs, into.CIDRsKnown, into.Synced = u.ServiceCIDRs, u.CIDRsKnown, u.Synced
+}
+
+// apply takes one batch from objects to tables.
+func (a *Agent) apply(u source.Update) error {
+	begin := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	first := !a.synced
+	a.waiting = begin
+	var errs []error
+	if u.Node != nil {
+		a.node = *u.Node
+	}
+	if first || u.Node != nil || !equalPrefixes(u.ServiceCIDRs, a.cidrs) {
+		a.cidrs = u.ServiceCIDRs
+		errs = append(errs, a.reconciler.ApplyNode(a.nodeTables()))
+	}
+	changes := a.compiler.Apply(compile.Update{Services: u.Services, Slices: u.Slices, Node: u.Node})
+	if first || len(changes) > 0 {
+		errs = append(errs, a.reconciler.Apply(changes))
+	}
+	a.synced = true
+	a.waiting = time.Time{}
+	err := errors.Join(errs...)
+	a.afterwards(u, changes, begin, first, err)
+	return err
+}
+
+// afterwards is everything that can wait until the tables are right.
+func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time.Time, first bool, err error) {
+	if len(changes) > 0 {
+		a.changes += uint64(len(changes))
+		if err == nil && !first {
+			a.programming.add(time.Since(since(u.Triggered, begin)), time.Now())
+		}
+		a.diary.write(a.compiler, changes, first, time.Since(begin))
+	}
+	a.noteProblems(u)
+	if generation := a.compiler.ProblemsGeneration(); generation != a.problems.compiled {
+		a.problems.compiled = generation
+		list, _ := a.compiler.Problems()
+		a.problems.set("compile", list)
+	}
+	if first || touchesUDP(changes) {
+		notify(a.sweep)
+	}
+}
+
+func since(triggered, begin time.Time) time.Time {
+	if triggered.IsZero() {
+		return begin
+	}
+	return triggered
+}
+
+func (a *Agent) noteProblems(u source.Update) {
+	for key, list := range u.Problems {
+		a.problems.set("source "+key, list)
+	}
+}
+
+func touchesUDP(changes []compile.Change) bool {
+	for i := range changes {
+		if changes[i].ID.Protocol == service.UDP {
+			return true
+		}
+	}
+	return false
+}
+
+// retry writes service ports anew that failed before.
+func (a *Agent) retry() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.synced {
+		return nil
+	}
+	var changes []compile.Change
+	for _, id := range a.reconciler.Failed() {
+		changes = append(changes, compile.Change{ID: id, Port: a.compiler.Port(id), All: true})
+	}
+	return errors.Join(a.reconciler.ApplyNode(a.nodeTables()), a.reconciler.Apply(changes))
+}
+
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func hostRelease() string {
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return "unknown"
+	}
+	return string(release[:max(0, len(release)-1)])
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"portolan.dev/portolan/pkg/node"
+	"portolan.dev/portolan/pkg/reconcile"
+	"portolan.dev/portolan/pkg/service"
+)
+
+func equalPrefixes(a, b []netip.Prefix) bool { return slices.Equal(a, b) }
+
+func (a *Agent) noticeNode() { notify(a.nodeChanged) }
+
+// readNode takes stock of the node's addresses.
+func (a *Agent) readNode() {
+	facts, err := node.Read()
+	if err != nil {
+		a.log.Error("addresses of this node are not up to date", "error", err)
+		a.problems.set("node", errorProblem(err))
+		return
+	}
+	a.problems.set("node", nil)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.facts = facts
+}
+
+func (a *Agent) applyNode() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reconciler.ApplyNode(a.nodeTables())
+}
+
+// nodeTables is what the tables are to say about this node. The caller holds
+// the lock.
+func (a *Agent) nodeTables() reconcile.Node {
+	opt := &a.cfg.Options
+	n := reconcile.Node{
+		NodePortAddrs: opt.NodePorts.NodePortAddrs(a.facts, a.node.Addresses),
+		Source4:       a.facts.Source4,
+		Source6:       a.facts.Source6,
+	}
+	// Of all Services of the cluster this agent serves a few: whose the other
+	// addresses are it cannot know.
+	if opt.ServiceProxyName != "" {
+		return n
+	}
+	n.ServiceCIDRs = opt.CIDRs
+	if len(n.ServiceCIDRs) == 0 {
+		n.ServiceCIDRs = a.cidrs
+	}
+	n.ServiceCIDRs = reconcile.Canonical(n.ServiceCIDRs)
+	a.problems.set("service CIDRs", tooManyCIDRs(n.ServiceCIDRs))
+	return n
+}
+
+func tooManyCIDRs(cidrs []netip.Prefix) []service.Problem {
+	if len(cidrs) <= reconcile.MaxServiceCIDRs {
+		return nil
+	}
+	return []service.Problem{{Object: "service CIDRs", Reason: service.ReasonTableFull,
+		Message: "there are more than 8; addresses of the others that no Service has are not refused: join neighbouring CIDRs"}}
+}
+
+// closeStale closes UDP sockets of stopped backends after changes that may have
+// stopped some. Changes that come while it runs lead to one more run.
+func (a *Agent) closeStale(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.sweep:
+		}
+		for _, path := range a.namespaces() {
+			closed, err := a.loader.CloseStaleUDP(path)
+			if closed > 0 {
+				a.log.Info("closed UDP sockets of stopped backends", "sockets", closed, "namespace", shown(path))
+			}
+			if err != nil && !os.IsNotExist(err) {
+				a.log.Debug("cannot look for UDP sockets of stopped backends", "namespace", shown(path), "error", err)
+			}
+		}
+	}
+}
+
+func shown(namespace string) string {
+	if namespace == "" {
+		return "own"
+	}
+	return namespace
+}
+
+// namespaces are those whose sockets this agent may close: its own, and the
+// named ones.
+func (a *Agent) namespaces() []string {
+	paths := []string{""}
+	if a.cfg.Options.NetnsDir == "" {
+		return paths
+	}
+	entries, err := os.ReadDir(a.cfg.Options.NetnsDir)
+	if err != nil {
+		return paths
+	}
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(a.cfg.Options.NetnsDir, e.Name()))
+	}
+	return paths
+}
+
+// latencies remembers how long the last changes took to reach the tables.
+type latencies struct {
+	last  time.Time
+	ring  [512]time.Duration
+	count int
+}
+
+func (l *latencies) add(d time.Duration, now time.Time) {
+	l.ring[l.count%len(l.ring)] = d
+	l.count++
+	l.last = now
+}
+
+// quantile returns the q-th part of the remembered times; 0 without any.
+func (l *latencies) quantile(q float64) time.Duration {
+	known := slices.Clone(l.ring[:min(l.count, len(l.ring))])
+	if len(known) == 0 {
+		return 0
+	}
+	slices.Sort(known)
+	return known[min(int(q*float64(len(known))), len(known)-1)]
+}
