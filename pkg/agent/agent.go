@@ -65,6 +65,7 @@ type Agent struct {
 	programming latencies
 	waiting     time.Time // since when a batch has been waiting; zero: none
 	changes     uint64
+	missing     []string // optional features of the kernel, and what that means
 
 	nodeChanged chan struct{}
 	sweep       chan struct{}
@@ -91,6 +92,11 @@ func New(cfg Config) (*Agent, error) {
 		nodeChanged: make(chan struct{}, 1),
 		sweep:       make(chan struct{}, 1),
 		diary:       diary{log: cfg.Logger},
+	}
+	for _, f := range loader.Features() {
+		if !f.Required && f.Probe() != nil {
+			a.missing = append(a.missing, fmt.Sprintf("%s (Linux %s): %s", f.Name, f.Since, f.Without))
+		}
 	}
 	a.compiler = compile.New(compile.Config{Node: a.node, MaxEndpoints: cfg.Options.MaxEndpoints})
 	if err := a.prepare(); err != nil {

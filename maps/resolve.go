@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"portolan.dev/portolan/bpf"
+)
+
+// What a frontend does when it has no backend.
+const (
+	EmptyRefuse = "refuse"
+	EmptyDrop   = "drop"
+)
+
+// Reason is why socket calls were not let through, and how often.
+type Reason struct {
+	Reason string
+	Errno  string
+	Count  uint64
+}
+
+// reasons by the number that programs count them under.
+var reasons = map[bpf.LbReason][2]string{
+	bpf.LbReasonREASON_NO_ENDPOINT:       {"no-endpoint", "ECONNREFUSED"},
+	bpf.LbReasonREASON_NO_LOCAL_ENDPOINT: {"no-local-endpoint", "EHOSTUNREACH"},
+	bpf.LbReasonREASON_NO_SUCH_PORT:      {"no-such-port", "ECONNREFUSED"},
+	bpf.LbReasonREASON_NO_SERVICE:        {"no-service", "ENETUNREACH"},
+	bpf.LbReasonREASON_SOURCE_RANGE:      {"source-range", "EACCES"},
+	bpf.LbReasonREASON_NODEPORT_TAKEN:    {"nodeport-taken", "EADDRINUSE"},
+}
+
+// Denied reads the counters of calls that were not let through.
+func (s *Set) Denied() ([]Reason, error) {
+	var out []Reason
+	for n := bpf.LbReason(1); n < bpf.LbReasonREASON_MAX; n++ {
+		var perCPU []uint64
+		if err := s.all[Reasons].Lookup(uint32(n), &perCPU); err != nil {
+			return nil, fmt.Errorf("read counter of %s: %w", reasons[n][0], err)
+		}
+		r := Reason{Reason: reasons[n][0], Errno: reasons[n][1]}
+		for _, count := range perCPU {
+			r.Count += count
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// Resolved is everything the tables say, with ids followed to what they stand
+// for.
+type Resolved struct {
+	Frontends []Frontend
+	// Owners are the addresses as such: AddressOurs or AddressElsewhere.
+	Owners map[netip.Addr]uint32
+	// NodeAddrs serve NodePorts; true: inside the node's own namespace only.
+	NodeAddrs map[netip.Addr]bool
+	// Backends counts those that may be used; Draining those of them that get
+	// nobody new.
+	Backends, Draining int
+	// Unnamed are backends that may be used and that no range names, by id.
+	// Draining ones are no mistake.
+	Unnamed []Backend
+	// Damage describes what contradicts itself.
+	Damage []string
+}
+
+// Frontend is an entry of frontends4/6 with what it leads to.
+type Frontend struct {
+	Addr        netip.AddrPort
+	Protocol    uint8
+	ID          uint32
+	Generation  uint32
+	ServicePort uint32
+	Name        ServiceName
+	Affinity    uint32 // seconds
+	Guarded     bool
+	Sources     []netip.Prefix
+	Internal    Range
+	External    Range
+}
+
+// Range is what a range word leads to.
+type Range struct {
+	Base, Count uint32
+	Flags       uint8
+	Backends    []Backend
+}
+
+// Backend is an entry of backends4/6.
+type Backend struct {
+	ID          uint32
+	Generation  uint32
+	Addr        netip.AddrPort
+	Protocol    uint8
+	Flags       uint8
+	ServicePort uint32
+}
+
+// ServiceName is whose a service port is.
+type ServiceName struct {
+	Namespace, Name, Port string
+	Protocol, Family      uint8
+}
+
+// Empty says what the range does without backends, or is empty itself.
+func (r *Range) Empty() string {
+	switch {
+	case r.Count > 0:
+		return ""
+	case r.Flags&RangeRefuse != 0:
+		return EmptyRefuse
+	}
+	return EmptyDrop
+}
+
+// resolver is Resolve at work.
+type resolver struct {
+	set     *Set
+	out     Resolved
+	names   map[uint32]ServiceName
+	sources map[uint32][]netip.Prefix
+	named   map[Backend]bool
+}
+
+// Resolve reads all tables of the agent. It takes no lock: while an agent
+// writes, what changes at that moment may be reported as damage.
+func (s *Set) Resolve() (*Resolved, error) {
+	r := &resolver{set: s, out: Resolved{Owners: map[netip.Addr]uint32{}, NodeAddrs: map[netip.Addr]bool{}},
+		names: map[uint32]ServiceName{}, sources: map[uint32][]netip.Prefix{}, named: map[Backend]bool{}}
+	if err := errors.Join(r.readNames(), r.readSources(), r.readNodeAddrs(), r.readFrontends()); err != nil {
+		return nil, err
+	}
+	r.readBackends()
+	slices.SortFunc(r.out.Frontends, func(a, b Frontend) int {
+		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol))
+	})
+	return &r.out, nil
+}
+
+func (r *resolver) damage(format string, args ...any) {
+	r.out.Damage = append(r.out.Damage, fmt.Sprintf(format, args...))
+}
+
+func (r *resolver) readNames() error {
+	var err error
+	for id, v := range r.set.ServiceNames.All(&err) {
+		r.names[id] = ServiceName{String(v.Namespace[:]), String(v.Name[:]), String(v.Port[:]), v.Proto, v.Family}
+	}
+	return err
+}
+
+func (r *resolver) readSources() error {
+	// Tries have no batch look-up of their own kind on every kernel: walk them.
+	add := func(port uint32, p netip.Prefix) { r.sources[port] = append(r.sources[port], p) }
+	var k4 bpf.LbSource4Key
+	var k6 bpf.LbSource6Key
+	var present uint32
+	walk4 := r.set.all[Sources4].Iterate()
+	for walk4.Next(&k4, &present) {
+		add(k4.ServicePort, netip.PrefixFrom(FromAddr4(k4.Addr), int(k4.Prefixlen)-32))
+	}
+	walk6 := r.set.all[Sources6].Iterate()
+	for walk6.Next(&k6, &present) {
+		add(k6.ServicePort, netip.PrefixFrom(FromAddr16(k6.Addr), int(k6.Prefixlen)-32))
+	}
+	for _, list := range r.sources {
+		slices.SortFunc(list, netip.Prefix.Compare)
+	}
+	return errors.Join(aborted(walk4), aborted(walk6))
+}
+
+func aborted(walk *ebpf.MapIterator) error {
+	if err := walk.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("read source ranges: %w", err)
+	}
+	return nil
+}
+
+func (r *resolver) readNodeAddrs() error {
+	var err error
+	for k, flags := range r.set.NodeAddrs4.All(&err) {
+		r.out.NodeAddrs[FromAddr4(k)] = flags&NodeAddrHostOnly != 0
+	}
+	for k, flags := range r.set.NodeAddrs6.All(&err) {
+		r.out.NodeAddrs[FromAddr16(k)] = flags&NodeAddrHostOnly != 0
+	}
+	return err
+}
+
+func (r *resolver) readFrontends() error {
+	var err error
+	for k, id := range r.set.Frontends4.All(&err) {
+		addr, proto := FrontendOf4(k)
+		r.frontend(addr, proto, id)
+	}
+	for k, id := range r.set.Frontends6.All(&err) {
+		addr, proto := FrontendOf6(k)
+		r.frontend(addr, proto, id)
+	}
+	return err
+}
+
+func (r *resolver) frontend(addr netip.AddrPort, proto uint8, id uint32) {
+	if id == AddressOurs || id == AddressElsewhere {
+		r.out.Owners[addr.Addr()] = id
+		return
+	}
+	f := Frontend{Addr: addr, Protocol: proto, ID: id}
+	if id >= r.set.FrontendState.Len() {
+		r.damage("frontend %s: id %d is beyond the table", addr, id)
+		return
+	}
+	state := r.set.FrontendState.Load(id)
+	f.Generation, f.ServicePort, f.Affinity = state.Generation, state.ServicePort, state.AffinityTimeout
+	name, ok := r.names[f.ServicePort]
+	if !ok {
+		r.damage("frontend %s: service port %d has no name", addr, f.ServicePort)
+	}
+	f.Name = name
+	f.Internal = r.follow(&f, state.Internal)
+	f.External = r.follow(&f, state.External)
+	if f.Guarded = f.Internal.Flags&RangeGuarded != 0; f.Guarded {
+		f.Sources = r.sources[f.ServicePort]
+	}
+	r.out.Frontends = append(r.out.Frontends, f)
+}
+
+func (r *resolver) follow(f *Frontend, word uint64) Range {
+	var x Range
+	x.Base, x.Count, x.Flags = SplitRangeWord(word)
+	if uint64(x.Base)+uint64(x.Count) > uint64(r.set.Slots.Len()) {
+		r.damage("frontend %s: slots %d to %d are beyond the table", f.Addr, x.Base, x.Base+x.Count)
+		return x
+	}
+	for i := range x.Count {
+		slot := r.set.Slots.Load(x.Base + i)
+		b, ok := r.backend(f.Addr.Addr().Is4(), slot.Backend)
+		switch {
+		case !ok:
+			r.damage("frontend %s: slot %d names backend %d beyond the table", f.Addr, x.Base+i, slot.Backend)
+			continue
+		case b.Flags&BackendStateMask == 0:
+			r.damage("frontend %s: slot %d names backend %d, which is dead", f.Addr, x.Base+i, slot.Backend)
+		case b.Generation != slot.Generation:
+			r.damage("frontend %s: slot %d names generation %d of backend %d, which has %d", f.Addr, x.Base+i, slot.Generation, slot.Backend, b.Generation)
+		case b.ServicePort != f.ServicePort:
+			r.damage("frontend %s: slot %d names backend %d of service port %d, not %d", f.Addr, x.Base+i, slot.Backend, b.ServicePort, f.ServicePort)
+		}
+		x.Backends = append(x.Backends, b)
+		r.named[b] = true
+	}
+	return x
+}
+
+func (r *resolver) backend(v4 bool, id uint32) (Backend, bool) {
+	if v4 {
+		if id >= r.set.Backends4.Len() {
+			return Backend{}, false
+		}
+		b := r.set.Backends4.Load(id)
+		return Backend{id, b.Generation, netip.AddrPortFrom(FromAddr4(b.Addr), Port16(b.Port)), b.Proto, b.Flags, b.ServicePort}, true
+	}
+	if id >= r.set.Backends6.Len() {
+		return Backend{}, false
+	}
+	b := r.set.Backends6.Load(id)
+	return Backend{id, b.Generation, netip.AddrPortFrom(FromAddr16(b.Addr), Port16(b.Port)), b.Proto, b.Flags, b.ServicePort}, true
+}
+
+func (r *resolver) readBackends() {
+	for _, family := range []struct {
+		v4 bool
+		n  uint32
+	}{{true, r.set.Backends4.Len()}, {false, r.set.Backends6.Len()}} {
+		for id := range family.n {
+			b, _ := r.backend(family.v4, id)
+			if b.Flags&BackendStateMask == 0 {
+				continue
+			}
+			r.out.Backends++
+			if b.Flags&BackendStateMask == BackendDraining {
+				r.out.Draining++
+			}
+			if !r.named[b] {
+				r.out.Unnamed = append(r.out.Unnamed, b)
+			}
+		}
+	}
+}
