@@ -104,21 +104,26 @@ func (l *Loader) Close() error {
 func TableDir(root string) string { return filepath.Join(root, "tables") }
 func linkDir(root string) string  { return filepath.Join(root, "links") }
 
-func prepareRoot(root string) error {
-	parent := root
-	for {
+// CheckBPFFS tells whether root is, or could be made, on a mounted bpffs.
+func CheckBPFFS(root string) error {
+	for parent := root; ; parent = filepath.Dir(parent) {
 		var st unix.Statfs_t
 		err := unix.Statfs(parent, &st)
-		if err == nil {
-			if st.Type != unix.BPF_FS_MAGIC {
-				return fmt.Errorf("--bpffs-root %s: %s is not on a bpffs; mount one: mount -t bpf bpf /sys/fs/bpf", root, parent)
-			}
-			break
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && parent != "/":
+			continue
+		case err != nil:
 			return fmt.Errorf("--bpffs-root %s: look at %s: %w", root, parent, err)
+		case st.Type != unix.BPF_FS_MAGIC:
+			return fmt.Errorf("--bpffs-root %s: %s is not on a bpffs; mount one: mount -t bpf bpf /sys/fs/bpf", root, parent)
 		}
-		parent = filepath.Dir(parent)
+		return nil
+	}
+}
+
+func prepareRoot(root string) error {
+	if err := CheckBPFFS(root); err != nil {
+		return err
 	}
 	for _, dir := range []string{TableDir(root), linkDir(root)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
