@@ -42,7 +42,7 @@ func nodePortAnswersNode(s *space) {
 	s.answeredBy("tcp", hostPort(svc.Spec.ClusterIP, 80), pods...)
 	for i, n := range s.Nodes {
 		addrs := []string{n.IPv4().String(), n.IPv6().String()}
-		if s.dataplane == "portolan" { // kube-proxy's nftables mode leaves loopback alone.
+		if s.portolan() { // kube-proxy's nftables mode leaves loopback alone.
 			addrs = append(addrs, "127.0.0.1", "::1")
 		}
 		for _, a := range addrs {

@@ -86,7 +86,7 @@ func localPolicy(s *space) {
 	here, there := s.pods[0], s.pods[1]
 	s.clientAnsweredBy(there, "tcp", vip, []string{"far"})
 	s.eventually(func() error { return notRefused(here.Dial("tcp", vip, world.Timeout(impatient))) })
-	if s.dataplane == "portolan" {
+	if s.portolan() {
 		s.failsWith(here, "tcp", vip, syscall.EHOSTUNREACH)
 	}
 

@@ -97,7 +97,7 @@ func outageScenarios() []scenario {
 // fixture is the cluster that all scenarios share.
 type fixture struct {
 	*cluster.Cluster
-	dataplane string
+	dataplane cluster.Dataplane
 	pods      []*world.Probe // a client pod on each node
 	hosts     []*world.Probe // a host process on each node
 }
@@ -107,19 +107,20 @@ func newFixture(t *testing.T) *fixture {
 	kcp := must(cluster.BuildControlPlane())(t)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	cfg := cluster.Config{ControlPlane: kcp, Nodes: []string{"node1", "node2"}, Log: log}
+	var dataplane cluster.Dataplane
 	switch name := os.Getenv(dataplaneEnv); name {
 	case "", "portolan":
-		cfg.Dataplane = cluster.Agent(must(cluster.BuildAgent())(t))
+		dataplane = cluster.Agent(must(cluster.BuildAgent())(t))
 	case "kube-proxy":
-		cfg.Dataplane = cluster.KubeProxy(kcp)
+		dataplane = cluster.KubeProxy(kcp)
 	default:
 		t.Fatalf("%s=%q: use portolan or kube-proxy", dataplaneEnv, name)
 	}
 	c := must(cluster.Start(ctx, cfg))(t)
-	f := &fixture{Cluster: c, dataplane: cfg.Dataplane.Name}
+	f := &fixture{Cluster: c, dataplane: dataplane}
 	t.Cleanup(func() { f.close(t) })
 	for _, n := range c.Nodes {
-		if err := n.StartDataplane(); err != nil {
+		if err := n.StartDataplane(dataplane); err != nil {
 			t.Fatal(err)
 		}
 		pod := must(n.AddPod("client-" + n.Name()))(t)
@@ -134,7 +135,7 @@ func (f *fixture) close(t *testing.T) {
 	if t.Failed() {
 		for _, n := range f.Nodes {
 			if p := n.DataplaneProcess(); p != nil {
-				t.Logf("%s on %s:\n%s", f.dataplane, n.Name(), tail(p.Output(), 60))
+				t.Logf("%s on %s:\n%s", f.dataplane.Name, n.Name(), tail(p.Output(), 60))
 			}
 		}
 	}

@@ -131,7 +131,7 @@ func agentRestarts(s *space) {
 	s.answeredBy("tcp", gone.vip, "one")
 
 	for _, n := range s.Nodes {
-		s.must(n.StartDataplane())
+		s.must(n.StartDataplane(s.dataplane))
 	}
 	s.answeredBy("tcp", h.vip, "two")
 	s.fails("tcp", gone.vip, syscall.ENETUNREACH)
@@ -150,7 +150,7 @@ func unsyncedAgentRemovesNothing(s *space) {
 	}
 	s.Plane.KillAPIServer()
 	for _, n := range s.Nodes {
-		s.must(n.StartDataplane())
+		s.must(n.StartDataplane(s.dataplane))
 	}
 	s.must(s.AwaitNodes(s.ctx))
 	l.goesOn(100)

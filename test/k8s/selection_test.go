@@ -141,7 +141,7 @@ func unassignedAddressFails(s *space) {
 	s.fails("tcp", "10.97.5.9:8080", syscall.ENETUNREACH)
 
 	s.must(cidrs.Delete(s.ctx, more.Name, metav1.DeleteOptions{}))
-	if s.dataplane != "portolan" {
+	if !s.portolan() {
 		return
 	}
 	// An address of no range is nobody's business: the call leaves by the

@@ -267,6 +267,10 @@ func (s *space) editSlice(name string, edit func(*discoveryv1.EndpointSlice)) {
 	}))
 }
 
+// portolan says whether the dataplane is Portolan's; where kube-proxy behaves
+// otherwise, an expectation is for Portolan alone.
+func (s *space) portolan() bool { return s.dataplane.Name == "portolan" }
+
 // clients are a pod and a host process on every node.
 func (s *space) clients() []*world.Probe { return slices.Concat(s.pods, s.hosts) }
 

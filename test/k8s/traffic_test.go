@@ -112,7 +112,7 @@ func (s *space) fails(proto, addr string, errno syscall.Errno) {
 			if r.OK() || r.Problem != "" {
 				return fmt.Errorf("%s %s gives %v, want a failed call", proto, addr, r)
 			}
-			if s.dataplane == "portolan" && !errors.Is(r.Err(), errno) {
+			if s.portolan() && !errors.Is(r.Err(), errno) {
 				return fmt.Errorf("%s %s gives %v, want %v", proto, addr, r, errno)
 			}
 			return nil

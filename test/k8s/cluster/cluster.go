@@ -50,9 +50,8 @@ type Config struct {
 	ControlPlane string
 	// Nodes are the nodes' names, at least one.
 	Nodes []string
-	// Dataplane runs on every node. Start starts none: see Node.StartDataplane.
-	Dataplane Dataplane
-	Log       *slog.Logger
+	// Log takes what kubelets and the scheduler cannot do.
+	Log *slog.Logger
 }
 
 // Cluster is a running cluster. Its methods may be called concurrently, those
@@ -69,7 +68,8 @@ type Cluster struct {
 	wg     sync.WaitGroup
 }
 
-// Start builds a cluster and returns when its nodes are registered.
+// Start builds a cluster and returns when its nodes are registered. No
+// dataplane runs on them yet: see Node.StartDataplane.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	w, err := world.New()
 	if err != nil {

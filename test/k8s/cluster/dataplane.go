@@ -64,10 +64,8 @@ func KubeProxy(kcp string) Dataplane {
 	}
 }
 
-// StartDataplane starts the cluster's dataplane on the node and does not wait
-// for it to be ready.
-func (n *Node) StartDataplane() error {
-	d := n.cluster.cfg.Dataplane
+// StartDataplane starts d on the node and does not wait for it to be ready.
+func (n *Node) StartDataplane(d Dataplane) error {
 	proc, err := n.host.Start(d.Binary, d.Args(n, n.cluster.Plane.Kubeconfig())...)
 	if err != nil {
 		return err
@@ -92,7 +90,7 @@ func (n *Node) DataplaneProcess() *world.Process { return n.dataplane }
 func (n *Node) DataplanePeakRSS() (uint64, error) {
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(n.dataplane.PID()), "status"))
 	if err != nil {
-		return 0, fmt.Errorf("read peak memory of %s: %w", n.cluster.cfg.Dataplane.Name, err)
+		return 0, fmt.Errorf("read peak memory of the dataplane: %w", err)
 	}
 	for line := range strings.Lines(string(status)) {
 		rest, ok := strings.CutPrefix(line, "VmHWM:")
