@@ -61,7 +61,16 @@ func (s *screen) claim(holds bool, what, how, format string, args ...any) {
 		mark = s.paint(red, "✗")
 		s.broken = append(s.broken, strings.Join(strings.Fields(what+" "+how+": "+seen), " "))
 	}
-	fmt.Fprintf(s.out, " %s %-11s%-13s%s\n", mark, what, how, seen)
+	fmt.Fprintf(s.out, " %s %-10s%-13s%s\n", mark, what, how, seen)
+}
+
+// check counts a claim about what was just quoted; problem is empty if it holds.
+func (s *screen) check(what, problem string) {
+	if problem == "" {
+		s.claims++
+		return
+	}
+	s.claim(false, what, "", "%s", problem)
 }
 
 // end prints the last line.
@@ -72,14 +81,14 @@ func (s *screen) end(format string, args ...any) {
 // quote prints another program's output, indented.
 func (s *screen) quote(text string) {
 	for line := range strings.Lines(text) {
-		fmt.Fprintf(s.out, "   %s\n", strings.TrimRight(line, " \n"))
+		fmt.Fprintf(s.out, " %s\n", strings.TrimRight(line, " \n"))
 	}
 }
 
 // bars shows how a report's answers spread over the backends: 120 of 300
-// answers by web-1 as "web-1 ████▊ 120".
+// answers by web-1 as "web-1 ████ 120".
 func (s *screen) bars(r world.Report) string {
-	const full, eighths = 12, 8 // characters for all answers together
+	const full, eighths = 10, 8 // characters for all answers together
 	most := 0
 	for _, n := range r.Backends {
 		most = max(most, n)
@@ -94,10 +103,38 @@ func (s *screen) bars(r world.Report) string {
 			bar += string(rune('█' + eighths - rest)) // U+2589 … U+258F get thinner
 		}
 		pad := strings.Repeat(" ", width-len([]rune(bar)))
-		parts = append(parts, fmt.Sprintf("%s %s%s%3d", name, s.paint(blue, bar), pad, n))
+		parts = append(parts, fmt.Sprintf("%s %s%s %3d", name, s.paint(blue, bar), pad, n))
 	}
 	if r.Failed > 0 {
 		parts = append(parts, s.paint(red, fmt.Sprintf("%d failed, first: %v", r.Failed, r.Failures[0])))
 	}
 	return strings.Join(parts, "  ")
+}
+
+// without cuts columns out of a table whose cells are aligned below their
+// headers, which are set two or more blanks apart.
+func without(table string, columns ...string) string {
+	header, _, _ := strings.Cut(table, "\n")
+	var out strings.Builder
+	for line := range strings.Lines(table) {
+		line = strings.TrimRight(line, "\n")
+		for _, column := range columns {
+			begin := strings.Index(header, column)
+			if begin < 0 || begin >= len(line) {
+				continue
+			}
+			end := begin + len(column)
+			for end < len(header) && header[end] == ' ' {
+				end++
+			}
+			if end == len(header) || end > len(line) {
+				end = len(line) // the last column is as wide as its cells
+			}
+			// Mark rather than cut, so that the offsets of the other columns
+			// stay true; what is marked is cut below.
+			line = line[:begin] + strings.Repeat("\x00", end-begin) + line[end:]
+		}
+		fmt.Fprintln(&out, strings.TrimRight(strings.ReplaceAll(line, "\x00", ""), " "))
+	}
+	return out.String()
 }

@@ -14,14 +14,14 @@ import (
 func TestBarsAreAsLongAsTheirShare(t *testing.T) {
 	t.Parallel()
 	s := &screen{}
-	report := world.Report{Total: 300, Backends: map[string]int{"web-1": 150, "web-2": 100, "web-3": 50}}
-	want := "web-1 ██████ 150  web-2 ████   100  web-3 ██      50"
+	report := world.Report{Total: 300, Backends: map[string]int{"web-1": 150, "web-2": 90, "web-3": 60}}
+	want := "web-1 █████  150  web-2 ███     90  web-3 ██      60"
 	if got := s.bars(report); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	eighths := world.Report{Total: 96, Backends: map[string]int{"a": 1, "b": 7, "c": 88}}
+	eighths := world.Report{Total: 80, Backends: map[string]int{"a": 1, "b": 7, "c": 72}}
 	if got := s.bars(eighths); !strings.Contains(got, "a ▏ ") || !strings.Contains(got, "b ▉ ") {
-		t.Errorf("%s: want one eighth for 1 and seven for 7 of 96", got)
+		t.Errorf("%s: want one eighth for 1 and seven for 7 of 80", got)
 	}
 }
 
@@ -40,7 +40,7 @@ func TestEveryLineFitsAHundredColumns(t *testing.T) {
 	s := &screen{out: &out}
 	three := world.Report{Total: 300, Backends: map[string]int{"web-1": 120, "web-2": 100, "web-3": 80}}
 	four := world.Report{Total: 5000, Backends: map[string]int{"web-1": 2000, "web-2": 1000, "web-3": 1000, "web-4": 1000}}
-	s.claim(true, "storefront", "LoadBalancer", "%-25s%s", "http 192.168.100.1:30080", s.bars(three))
+	s.claim(true, "store", "LoadBalancer", "%-25s%s", "http 192.168.100.1:30080", s.bars(three))
 	s.claim(true, "scale up", "0 failed", "%s", s.bars(four))
 	for line := range strings.Lines(out.String()) {
 		if n := utf8.RuneCountInString(strings.TrimSpace(line)); n > 100 {
@@ -79,5 +79,20 @@ func TestFairMeansAllBackendsAndNoOther(t *testing.T) {
 		if got := fair(c.report, both); got != c.want {
 			t.Errorf("%s: fair is %v, want %v", name, got, c.want)
 		}
+	}
+}
+
+func TestColumnsAreCutOutOfATable(t *testing.T) {
+	t.Parallel()
+	table := "NAMESPACE   NAME   AGE   IP\n" +
+		"default     web    3d    10.0.0.1,10.0.0.2\n" +
+		"kube        dns    1h    <none>\n"
+	want := "NAME   IP\nweb    10.0.0.1,10.0.0.2\ndns    <none>\n"
+	if got := without(table, "NAMESPACE", "AGE", "SELECTOR"); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	last := "NAME   IP\nweb    10.0.0.1\n"
+	if got := without(last, "IP"); got != "NAME\nweb\n" {
+		t.Errorf("last column: got %q", got)
 	}
 }

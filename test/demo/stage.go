@@ -57,7 +57,7 @@ func replicas() []replica {
 	http, dns, sql := []string{"http:8080"}, []string{"udp:5353", "tcp:5353"}, []string{"tcp:5432"}
 	return []replica{
 		{"web-1", 11, http}, {"web-2", 12, http}, {"web-3", 13, http},
-		{"dns-1", 21, dns}, {"dns-2", 22, dns},
+		{"dns-1", 21, dns}, {"dns-2", 22, dns}, {"dns-3", 23, nil}, // never gets ready
 		{"db-0", 31, sql}, {"db-1", 32, sql},
 		{"shop-1", 41, http}, {"shop-2", 42, http},
 	}
