@@ -153,10 +153,10 @@ func (c *Compiler) serviceOf(name service.Name) *serviceState {
 }
 
 // stageSlice notes what becomes of a slice. One that turns to another Service
-// or family is another slice, whatever its name.
+// or family, or headless, is another slice, whatever its name.
 func (c *Compiler) stageSlice(name service.Name, obj *service.EndpointSlice) {
 	sl := c.slices[name]
-	if sl != nil && (obj == nil || sl.service.name != obj.ServiceName() || sl.object.Family != obj.Family) {
+	if sl != nil && (obj == nil || sl.service.name != obj.ServiceName() || sl.object.Family != obj.Family || sl.object.Headless != obj.Headless) {
 		sl.next, sl.pending = nil, true
 		c.mark(sl.service)
 		delete(c.slices, name)

@@ -57,7 +57,7 @@ func (c *Compiler) follow(p *portState) {
 		c.reserve(p)
 	}
 	for _, sl := range p.service.slices {
-		if sl.object == nil || sl.object.Family != p.ID.Family {
+		if !sl.concerns(p) {
 			continue
 		}
 		if p.fresh && sl.edit != left || sl.edit&renumbered != 0 {
@@ -72,6 +72,11 @@ func (c *Compiler) follow(p *portState) {
 			}
 		}
 	}
+}
+
+// concerns tells whether the slice's endpoints may serve the port at all.
+func (sl *sliceState) concerns(p *portState) bool {
+	return sl.object != nil && !sl.object.Headless && sl.object.Family == p.ID.Family
 }
 
 // serves tells whether the slice has number under the name of the port.
@@ -142,7 +147,7 @@ func (c *Compiler) followEndpoints(p *portState, s *source) {
 func (c *Compiler) reserve(p *portState) {
 	endpoints, sources := 0, 0
 	for _, sl := range p.service.slices {
-		if sl.object == nil || sl.edit == left || sl.object.Family != p.ID.Family {
+		if sl.edit == left || !sl.concerns(p) {
 			continue
 		}
 		for i := range sl.object.Ports {

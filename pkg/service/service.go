@@ -170,6 +170,9 @@ type EndpointSlice struct {
 	// Service is the name of the Service, in the slice's own namespace.
 	Service string
 	Family  Family
+	// Headless slices are DNS's business: they are shown with a headless
+	// Service and never used for one that has an address.
+	Headless bool
 	// Ports name a number each; a port without name or number is left out.
 	Ports     []SlicePort
 	Endpoints []Endpoint

@@ -274,16 +274,16 @@ func (f *faults) affinity(s *service.Service, spec *corev1.ServiceSpec) {
 }
 
 // EndpointSlice converts a slice. It is nil when the slice concerns no proxy:
-// it belongs to no Service, is headless, or holds names.
+// it belongs to no Service, or holds names.
 func (c *Converter) EndpointSlice(obj *discoveryv1.EndpointSlice) (*service.EndpointSlice, []service.Problem) {
 	name := service.Name{Namespace: obj.Namespace, Name: obj.Name}
 	f := &faults{object: "EndpointSlice " + name.String()}
 	owner := obj.Labels[discoveryv1.LabelServiceName]
 	_, headless := obj.Labels[labelHeadless]
-	if owner == "" || headless || obj.AddressType == discoveryv1.AddressTypeFQDN {
+	if owner == "" || obj.AddressType == discoveryv1.AddressTypeFQDN {
 		return nil, nil
 	}
-	s := &service.EndpointSlice{Name: name, Service: owner}
+	s := &service.EndpointSlice{Name: name, Service: owner, Headless: headless}
 	switch obj.AddressType {
 	case discoveryv1.AddressTypeIPv4:
 		s.Family = service.IPv4

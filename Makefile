@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists the targets.
+
+VERSION ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GO      ?= go
+
+.PHONY: help build generate check-generated lint setup test test-k8s demo bench clean
+
+## help: list the targets
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## build: bin/portolan-agent and bin/portolan; needs Go only
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/portolan-agent ./cmd/portolan
+
+## demo: Services on a small world of namespaces, in half a minute; KEEP=1 leaves a shell in it
+demo: build
+	CGO_ENABLED=0 $(GO) build -trimpath -o build/demo ./test/demo
+	build/demo --agent bin/portolan-agent --cli bin/portolan
+
+## setup: install what the tests need (Debian, root)
+setup:
+	bash .ci/setup
+
+## generate: compile the BPF programs with the pinned clang
+generate:
+	cd bpf && $(GO) generate ./
+
+## check-generated: the committed BPF objects are what the sources give
+check-generated: generate
+	git diff --exit-code --stat -- bpf
+
+## lint: formatting, vet, and the import arrows
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these'; exit 1; }
+	$(GO) vet ./...
+
+## test: set up, lint, generated code, unit, property and privileged tests (root)
+test: setup lint check-generated
+	$(GO) test -count=1 -timeout 15m ./...
+
+## test-k8s: a real control plane from Go modules, and real connections (root)
+test-k8s: setup build
+	cd test/k8s && PORTOLAN_AGENT=$(CURDIR)/bin/portolan-agent $(GO) test -count=1 -v -timeout 40m ./...
+
+## bench: figures beside their baselines, also as build/bench.json
+bench: build
+	mkdir -p build
+	$(GO) run ./test/bench --json build/bench.json
+
+## clean: remove what was built
+clean:
+	rm -rf bin build
