@@ -28,6 +28,9 @@ const (
 	nodeConfigLayout = unsafe.Offsetof(bpf.LbNodeConfig{}.Layout)
 )
 
+// NoNodePorts is the range of NodePorts, lowest and highest, when there is none.
+const NoNodePorts = uint32(1)
+
 // Flags of a range word and of a backend, and the states of a backend, by
 // shorter names than the generated ones.
 const (

@@ -138,6 +138,7 @@ func Create(s Sizes) (*Set, error) {
 		return nil, err
 	}
 	set.NodeConfig.Store32(0, nodeConfigLayout, LayoutVersion)
+	set.NodeConfig.Store32(0, NodeConfigPorts, NoNodePorts)
 	return set, nil
 }
 

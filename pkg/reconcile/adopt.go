@@ -165,13 +165,14 @@ func (t *transaction) adoptPort(p *port, c *compile.Port) {
 	}
 	cluster, local := r.foundSpans(c)
 	t.adoptBackends(p, c)
-	if t.sameSet(p, c, cluster, c.Cluster) {
+	wantCluster, wantLocal := offered(c)
+	if t.sameSet(p, c, cluster, wantCluster) {
 		p.cluster = cluster
 	}
-	if local.base == cluster.base && isPrefix(c.Local, c.Cluster) {
+	if isPrefix(wantLocal, wantCluster) {
 		return
 	}
-	if t.sameSet(p, c, local, c.Local) {
+	if t.sameSet(p, c, local, wantLocal) {
 		p.local = local
 	}
 }

@@ -251,37 +251,53 @@ func (r *Reconciler) markDead(d deadBackend) {
 }
 
 // stageSlots writes the sets that differ from what is published to fresh
-// slots. The old ones stay as they are: programs may be reading them.
+// slots. The old ones stay as they are: programs may be reading them. Sets that
+// no frontend offers have no slots.
 func (t *transaction) stageSlots(p *port, c *compile.Port) error {
-	cluster, err := t.fill(p, p.cluster, c.Cluster)
+	wantCluster, wantLocal := offered(c)
+	old := p.cluster
+	cluster, err := t.fill(p, old, wantCluster)
 	if err != nil {
 		return err
 	}
-	old := p.cluster
 	p.cluster = cluster
 	if cluster != old {
 		t.freeSpan(old)
-	}
-	if isPrefix(c.Local, c.Cluster) {
-		if !p.shared {
-			t.freeSpan(p.local)
-		}
-		p.local, p.shared = span{cluster.base, uint32(len(c.Local))}, true
-		return nil
 	}
 	current := p.local
 	if p.shared {
 		current = span{}
 	}
-	local, err := t.fill(p, current, c.Local)
+	p.shared = len(wantLocal) > 0 && isPrefix(wantLocal, wantCluster)
+	if p.shared {
+		t.freeSpan(current)
+		p.local = span{cluster.base, uint32(len(wantLocal))}
+		return nil
+	}
+	local, err := t.fill(p, current, wantLocal)
 	if err != nil {
+		p.local = current
 		return err
 	}
 	if local != current {
 		t.freeSpan(current)
 	}
-	p.local, p.shared = local, false
+	p.local = local
 	return nil
+}
+
+// offered are the sets of a port that some frontend has in some scope.
+func offered(c *compile.Port) (cluster, local []int32) {
+	for i := range c.Frontends {
+		f := &c.Frontends[i]
+		if f.Internal == compile.Cluster || f.External == compile.Cluster {
+			cluster = c.Cluster
+		}
+		if f.Internal == compile.Local || f.External == compile.Local {
+			local = c.Local
+		}
+	}
+	return cluster, local
 }
 
 func isPrefix(a, b []int32) bool {
