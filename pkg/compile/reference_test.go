@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"portolan.dev/portolan/pkg/service"
+)
+
+// A second compiler, written straight from Kubernetes' rules: slow, without
+// memory, and short enough to be checked by reading. It gives each service port
+// as text.
+type reference struct {
+	node     service.Node
+	max      int
+	services map[service.Name]*service.Service
+	slices   map[service.Name]*service.EndpointSlice
+}
+
+// refEndpoint is an endpoint of a service port, of all slices together.
+type refEndpoint struct {
+	addr netip.AddrPort
+	service.Endpoint
+}
+
+func (r *reference) compile() map[PortID]string {
+	out := map[PortID]string{}
+	owners := r.owners()
+	for _, s := range r.services {
+		if s.Headless || s.Type == service.ExternalName || s.ProxyName != "" {
+			continue
+		}
+		for _, family := range []service.Family{service.IPv4, service.IPv6} {
+			for _, p := range s.Ports {
+				id := PortID{s.Name, p.Name, p.Protocol, family}
+				if wants := r.frontends(s, p, family); wants != nil {
+					out[id] = r.port(s, id, wants, owners)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// frontends are what a port asks for; nil without a ClusterIP of the family.
+func (r *reference) frontends(s *service.Service, p service.Port, family service.Family) []Frontend {
+	inside, outside := Cluster, Cluster
+	if s.InternalLocal {
+		inside = Local
+	}
+	if s.ExternalLocal {
+		outside = Local
+	}
+	var out []Frontend
+	add := func(a netip.Addr, port uint16, k Kind, internal, external Policy, guard bool) {
+		key := FrontendKey{netip.AddrPortFrom(a, port), p.Protocol}
+		if service.FamilyOf(a) == family && !slices.ContainsFunc(out, func(f Frontend) bool { return f.FrontendKey == key }) {
+			out = append(out, Frontend{key, k, internal, external, guard})
+		}
+	}
+	for _, a := range s.ClusterIPs {
+		add(a, p.Port, ClusterIP, inside, inside, false)
+	}
+	if out == nil {
+		return nil
+	}
+	if p.NodePort != 0 && s.Type != service.ClusterIP {
+		add(unspecified(family), p.NodePort, NodePort, Cluster, outside, false)
+	}
+	if s.Type == service.LoadBalancer {
+		for _, a := range s.LoadBalancerIPs {
+			add(a, p.Port, LoadBalancer, Cluster, outside, r.ranges(s, family) != nil)
+		}
+	}
+	for _, a := range s.ExternalIPs {
+		add(a, p.Port, ExternalIP, Cluster, outside, false)
+	}
+	return out
+}
+
+// ranges guard a family: nil when it has none, or one that is everything.
+func (r *reference) ranges(s *service.Service, family service.Family) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range s.SourceRanges {
+		if service.FamilyOf(p.Addr()) != family || s.Type != service.LoadBalancer {
+			continue
+		}
+		if p.Bits() == 0 {
+			return nil
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// owners: of all who want a frontend the oldest has it.
+func (r *reference) owners() map[FrontendKey]PortID {
+	type claim struct {
+		id      PortID
+		created time.Time
+	}
+	claims := map[FrontendKey][]claim{}
+	for _, s := range r.services {
+		if s.Headless || s.Type == service.ExternalName || s.ProxyName != "" {
+			continue
+		}
+		for _, family := range []service.Family{service.IPv4, service.IPv6} {
+			for _, p := range s.Ports {
+				for _, f := range r.frontends(s, p, family) {
+					claims[f.FrontendKey] = append(claims[f.FrontendKey], claim{PortID{s.Name, p.Name, p.Protocol, family}, s.Created})
+				}
+			}
+		}
+	}
+	out := map[FrontendKey]PortID{}
+	for key, list := range claims {
+		out[key] = slices.MinFunc(list, func(a, b claim) int {
+			return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id.Service.Namespace, b.id.Service.Namespace),
+				cmp.Compare(a.id.Service.Name, b.id.Service.Name), cmp.Compare(a.id.Port, b.id.Port))
+		}).id
+	}
+	return out
+}
+
+// endpoints of a service port: one per address; a running one beats a
+// terminating one, for readiness as for locality.
+func (r *reference) endpoints(id PortID) []refEndpoint {
+	byAddr := map[netip.AddrPort]refEndpoint{}
+	for _, sl := range r.slices {
+		if sl.ServiceName() != id.Service || sl.Family != id.Family || sl.Headless {
+			continue
+		}
+		for _, p := range sl.Ports {
+			if p.Name != id.Port || p.Protocol != id.Protocol {
+				continue
+			}
+			for _, e := range sl.Endpoints {
+				addr := netip.AddrPortFrom(e.Addr, p.Port)
+				if old, known := byAddr[addr]; !known || r.rank(e) > r.rank(old.Endpoint) {
+					byAddr[addr] = refEndpoint{addr, e}
+				}
+			}
+		}
+	}
+	var out []refEndpoint
+	for _, e := range byAddr {
+		out = append(out, e)
+	}
+	return out
+}
+
+// rank orders the entries of one address; beyond running and terminating it
+// only has to be the same whatever the order of the slices.
+func (r *reference) rank(e service.Endpoint) int {
+	n := 0
+	for _, b := range []bool{
+		!e.Terminating, e.Ready, e.Serving, e.NodeName == r.node.Name,
+		e.Ready && len(e.NodeHints) > 0, e.Ready && slices.Contains(e.NodeHints, r.node.Name),
+		e.Ready && len(e.ZoneHints) > 0, e.Ready && slices.Contains(e.ZoneHints, r.node.Zone),
+	} {
+		n *= 2
+		if b {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *reference) port(s *service.Service, id PortID, wants []Frontend, owners map[FrontendKey]PortID) string {
+	var got []Frontend
+	for _, f := range wants {
+		if owners[f.FrontendKey] == id {
+			got = append(got, f)
+		}
+	}
+	all := r.limited(r.endpoints(id))
+	cluster := r.clusterSet(all)
+	local := usableOf(all, func(e refEndpoint) bool { return e.NodeName == r.node.Name })
+	return portText(got, len(cluster) == 0, s.Affinity, r.ranges(s, id.Family), r.texts(cluster, all, cluster, local), r.texts(local, all, cluster, local), r.texts(servingOf(all), all, cluster, local))
+}
+
+// limited keeps the endpoints that fit, ready ones and this node's first.
+func (r *reference) limited(all []refEndpoint) []refEndpoint {
+	live := servingOf(all)
+	if len(all) <= r.max || len(live) <= r.max {
+		return all
+	}
+	class := func(e refEndpoint) int {
+		n := 0
+		if e.Ready {
+			n += 2
+		}
+		if e.NodeName == r.node.Name {
+			n++
+		}
+		return n
+	}
+	slices.SortFunc(live, func(a, b refEndpoint) int { return cmp.Or(class(b)-class(a), a.addr.Compare(b.addr)) })
+	return live[:r.max]
+}
+
+func servingOf(all []refEndpoint) []refEndpoint {
+	return filter(all, func(e refEndpoint) bool { return e.Ready || e.Serving })
+}
+
+func filter(all []refEndpoint, keep func(refEndpoint) bool) []refEndpoint {
+	var out []refEndpoint
+	for _, e := range all {
+		if keep(e) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// usableOf: the ready ones of those that are eligible; without any, those that
+// terminate but still serve.
+func usableOf(all []refEndpoint, eligible func(refEndpoint) bool) []refEndpoint {
+	of := filter(all, eligible)
+	if ready := filter(of, func(e refEndpoint) bool { return e.Ready }); ready != nil {
+		return ready
+	}
+	return filter(of, func(e refEndpoint) bool { return e.Serving && e.Terminating })
+}
+
+// clusterSet: usable endpoints anywhere; of ready ones those that the hints
+// prefer, if all ready ones have hints and one is meant for here.
+func (r *reference) clusterSet(all []refEndpoint) []refEndpoint {
+	usable := usableOf(all, func(refEndpoint) bool { return true })
+	if len(usable) == 0 || !usable[0].Ready {
+		return usable
+	}
+	for _, hints := range []struct {
+		of   func(refEndpoint) []string
+		here string
+	}{
+		{func(e refEndpoint) []string { return e.NodeHints }, r.node.Name},
+		{func(e refEndpoint) []string { return e.ZoneHints }, r.node.Zone},
+	} {
+		everywhere := !slices.ContainsFunc(usable, func(e refEndpoint) bool { return len(hints.of(e)) == 0 })
+		meant := filter(usable, func(e refEndpoint) bool { return hints.here != "" && slices.Contains(hints.of(e), hints.here) })
+		if everywhere && len(meant) > 0 {
+			return meant
+		}
+	}
+	return usable
+}
+
+func (r *reference) texts(set, _, cluster, local []refEndpoint) []string {
+	var out []string
+	for _, e := range set {
+		state := Draining
+		if e.Ready {
+			state = Active
+		}
+		in := func(s []refEndpoint) bool {
+			return slices.ContainsFunc(s, func(o refEndpoint) bool { return o.addr == e.addr })
+		}
+		out = append(out, fmt.Sprint(Backend{e.addr, state, in(cluster), in(local), e.NodeName == r.node.Name}))
+	}
+	return out
+}
+
+// portText is a service port without what is history.
+func portText(frontends []Frontend, refuse bool, affinity time.Duration, ranges []netip.Prefix, cluster, local, backends []string) string {
+	slices.Sort(cluster)
+	slices.Sort(local)
+	slices.Sort(backends)
+	return fmt.Sprintf("frontends %v\nrefuse %v affinity %v ranges %v\ncluster %v\nlocal %v\nbackends %v\n", frontends, refuse, affinity, ranges, cluster, local, backends)
+}
+
+// textOf is portText of a compiled port; it also checks that this node's
+// endpoints come first.
+func textOf(t *rapid.T, p *Port) string {
+	texts := func(positions []int32) []string {
+		var out []string
+		for i, pos := range positions {
+			if i > 0 && p.Backends[pos].OnNode && !p.Backends[positions[i-1]].OnNode {
+				t.Fatalf("%v: an endpoint of this node stands behind others", p.ID)
+			}
+			out = append(out, fmt.Sprint(p.Backends[pos]))
+		}
+		return out
+	}
+	var backends []string
+	for _, b := range p.Backends {
+		if b.Addr.IsValid() {
+			backends = append(backends, fmt.Sprint(b))
+		}
+	}
+	return portText(p.Frontends, p.Refuse, p.Affinity, p.SourceRanges, texts(p.Cluster), texts(p.Local), backends)
+}
+
+func TestIncrementalCompilationIsWhatTheRulesSay(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ref := &reference{
+			node: service.Node{Name: "n1", Zone: "z1"}, max: rapid.SampledFrom([]int{3, 1000}).Draw(t, "max"),
+			services: map[service.Name]*service.Service{}, slices: map[service.Name]*service.EndpointSlice{},
+		}
+		c := New(Config{Node: ref.node, MaxEndpoints: ref.max})
+		mirror := map[PortID]*mirrored{}
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			u := drawUpdate(t, ref)
+			for _, change := range c.Apply(u) {
+				follow(t, mirror, change)
+			}
+			want := ref.compile()
+			for id, text := range want {
+				if p := c.Port(id); p == nil {
+					t.Fatalf("%v is missing", id)
+				} else if got := textOf(t, p); got != text {
+					t.Fatalf("%v\ncompiled:\n%s\nby the rules:\n%s", id, got, text)
+				}
+				mirror[id].same(t, c.Port(id))
+			}
+			for p := range c.Ports() {
+				if _, ok := want[p.ID]; !ok && p.ID.Protocol != 0 {
+					t.Fatalf("%v should not be", p.ID)
+				}
+			}
+			if again := c.Apply(u); len(again) > 0 {
+				t.Fatalf("the same objects again change %v", again)
+			}
+		}
+	})
+}
+
+// mirrored is a port as somebody sees it who only follows changes.
+type mirrored struct {
+	Port
+	backends []Backend
+}
+
+func follow(t *rapid.T, mirror map[PortID]*mirrored, change Change) {
+	if change.Port == nil {
+		delete(mirror, change.ID)
+		return
+	}
+	m := mirror[change.ID]
+	if m == nil || change.All {
+		old := m
+		m = &mirrored{backends: slices.Clone(change.Port.Backends)}
+		mirror[change.ID] = m
+		if old != nil {
+			m.steady(t, old.backends)
+		}
+	}
+	m.Port = *change.Port
+	m.Cluster, m.Local = slices.Clone(m.Cluster), slices.Clone(m.Local)
+	before := slices.Clone(m.backends)
+	for _, pos := range change.Touched {
+		for int(pos) >= len(m.backends) {
+			m.backends = append(m.backends, Backend{})
+		}
+		m.backends[pos] = change.Port.Backends[pos]
+	}
+	m.steady(t, before)
+}
+
+// steady: who is still there is where it was.
+func (m *mirrored) steady(t *rapid.T, before []Backend) {
+	for pos, b := range before {
+		for now, c := range m.backends {
+			if b.Addr.IsValid() && b.Addr == c.Addr && pos != now {
+				t.Fatalf("%v moved from %d to %d", b.Addr, pos, now)
+			}
+		}
+	}
+}
+
+func (m *mirrored) same(t *rapid.T, p *Port) {
+	if m == nil {
+		t.Fatalf("%v was never announced", p.ID)
+	}
+	for pos := range max(len(m.backends), len(p.Backends)) {
+		var a, b Backend
+		if pos < len(m.backends) {
+			a = m.backends[pos]
+		}
+		if pos < len(p.Backends) {
+			b = p.Backends[pos]
+		}
+		if a != b {
+			t.Fatalf("%v position %d is %v; changes said %v", p.ID, pos, b, a)
+		}
+	}
+	if !slices.Equal(m.Frontends, p.Frontends) || !slices.Equal(m.Cluster, p.Cluster) || !slices.Equal(m.Local, p.Local) || m.Refuse != p.Refuse {
+		t.Fatalf("%v differs from what changes said", p.ID)
+	}
+}
