@@ -91,6 +91,8 @@ func outageScenarios() []scenario {
 		{"an expired resource version loses no change", resourceVersionExpires},
 		{"traffic outlives the agent, and a new agent catches up", agentRestarts},
 		{"an agent that has synced nothing removes nothing", unsyncedAgentRemovesNothing},
+		// Last, so that it judges what all the others have left.
+		{"the kernel holds what the agents have compiled", kernelHoldsWhatIsCompiled},
 	}
 }
 
@@ -98,6 +100,7 @@ func outageScenarios() []scenario {
 type fixture struct {
 	*cluster.Cluster
 	dataplane cluster.Dataplane
+	cli       string         // bin/portolan; empty under kube-proxy
 	pods      []*world.Probe // a client pod on each node
 	hosts     []*world.Probe // a host process on each node
 }
@@ -108,16 +111,18 @@ func newFixture(t *testing.T) *fixture {
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	cfg := cluster.Config{ControlPlane: kcp, Nodes: []string{"node1", "node2"}, Log: log}
 	var dataplane cluster.Dataplane
+	var cli string
 	switch name := os.Getenv(dataplaneEnv); name {
 	case "", "portolan":
 		dataplane = cluster.Agent(must(cluster.BuildAgent())(t))
+		cli = must(cluster.BuildCLI())(t)
 	case "kube-proxy":
 		dataplane = cluster.KubeProxy(kcp)
 	default:
 		t.Fatalf("%s=%q: use portolan or kube-proxy", dataplaneEnv, name)
 	}
 	c := must(cluster.Start(ctx, cfg))(t)
-	f := &fixture{Cluster: c, dataplane: dataplane}
+	f := &fixture{Cluster: c, dataplane: dataplane, cli: cli}
 	t.Cleanup(func() { f.close(t) })
 	for _, n := range c.Nodes {
 		if err := n.StartDataplane(dataplane); err != nil {

@@ -25,6 +25,8 @@ const (
 	// pollPause is waited between two tries, so that the client leaves the
 	// processors to the dataplane.
 	pollPause = 200 * time.Microsecond
+	// detachLimit is how long unpinned programs may go on.
+	detachLimit = 10 * time.Second
 	// giveUp ends a measurement that will not succeed.
 	giveUp = 10 * time.Minute
 )
@@ -96,8 +98,15 @@ func unpin(n *cluster.Node) error {
 
 // start starts d and returns when every probed Service has answered.
 func (b *bench) start(ctx context.Context, n *cluster.Node, d cluster.Dataplane, client *world.Probe) (time.Duration, error) {
-	if r := client.Dial("tcp", b.vips[0], world.Timeout(dialLimit)); r.OK() {
-		return 0, fmt.Errorf("%s answers before the start", b.vips[0])
+	// The kernel detaches the programs of a former start when it finds time.
+	err := world.Wait(detachLimit, func() error {
+		if r := client.Dial("tcp", b.vips[0], world.Timeout(dialLimit)); r.OK() {
+			return fmt.Errorf("%s answers before the start", b.vips[0])
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
 	}
 	began := time.Now()
 	if err := n.StartDataplane(d); err != nil {

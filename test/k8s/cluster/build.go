@@ -14,6 +14,7 @@ import (
 // Environment variables that name binaries to use instead of building them.
 const (
 	AgentEnv        = "PORTOLAN_AGENT"
+	CLIEnv          = "PORTOLAN_CLI"
 	ControlPlaneEnv = "PORTOLAN_KCP"
 )
 
@@ -46,16 +47,21 @@ func BuildControlPlane() (string, error) {
 }
 
 // BuildAgent builds bin/portolan-agent and returns its path.
-func BuildAgent() (string, error) {
-	if path := os.Getenv(AgentEnv); path != "" {
+func BuildAgent() (string, error) { return buildCommand("portolan-agent", AgentEnv) }
+
+// BuildCLI builds bin/portolan and returns its path.
+func BuildCLI() (string, error) { return buildCommand("portolan", CLIEnv) }
+
+func buildCommand(name, env string) (string, error) {
+	if path := os.Getenv(env); path != "" {
 		return path, nil
 	}
 	root, err := repository()
 	if err != nil {
 		return "", err
 	}
-	out := filepath.Join(root, "bin", "portolan-agent")
-	return out, goBuild(root, "-o", out, "./cmd/portolan-agent")
+	out := filepath.Join(root, "bin", name)
+	return out, goBuild(root, "-o", out, "./cmd/"+name)
 }
 
 func goBuild(dir string, args ...string) error {

@@ -18,16 +18,15 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 )
 
 // Sandbox is a pod that runs.
@@ -97,27 +96,31 @@ func (k *Kubelet) Register(ctx context.Context) error {
 
 // Run runs pods until ctx ends, then stops those that still run.
 func (k *Kubelet) Run(ctx context.Context) {
-	source := cache.NewListWatchFromClient(k.client.CoreV1().RESTClient(), "pods", metav1.NamespaceAll,
-		fields.OneTermEqualSelector("spec.nodeName", k.node.Name))
-	_, controller := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: source,
-		ObjectType:    &corev1.Pod{},
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(obj any) { k.onPod(ctx, obj) },
-			UpdateFunc: func(_, obj any) { k.onPod(ctx, obj) },
-			DeleteFunc: k.onGone,
-		},
+	watchPods(ctx, k.client, k.node.Name, podHandler{
+		present: func(pod *corev1.Pod) { k.onPod(ctx, pod) },
+		gone:    func(pod *corev1.Pod) { k.onGone(pod.UID) },
+		all:     func(pods []*corev1.Pod) { k.onAll(ctx, pods) },
 	})
-	controller.RunWithContext(ctx)
 	k.wg.Wait()
 }
 
-// onPod takes up a pod that was created or changed.
-func (k *Kubelet) onPod(ctx context.Context, obj any) {
-	pod, ok := obj.(*corev1.Pod)
-	if !ok {
-		return
+// onAll takes up a list of all pods, as it comes at the start and after an
+// outage in which events were missed.
+func (k *Kubelet) onAll(ctx context.Context, pods []*corev1.Pod) {
+	k.mu.Lock()
+	missing := maps.Clone(k.pods)
+	k.mu.Unlock()
+	for _, pod := range pods {
+		delete(missing, pod.UID)
+		k.onPod(ctx, pod)
 	}
+	for uid := range missing {
+		k.onGone(uid)
+	}
+}
+
+// onPod takes up a pod that was created or changed.
+func (k *Kubelet) onPod(ctx context.Context, pod *corev1.Pod) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	w := k.pods[pod.UID]
@@ -144,18 +147,11 @@ func (k *Kubelet) onPod(ctx context.Context, obj any) {
 
 // onGone ends the processes of a pod whose object is gone already, as a forced
 // deletion leaves it.
-func (k *Kubelet) onGone(obj any) {
-	if late, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = late.Obj
-	}
-	pod, ok := obj.(*corev1.Pod)
-	if !ok {
-		return
-	}
+func (k *Kubelet) onGone(uid types.UID) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if w := k.pods[pod.UID]; w != nil {
-		delete(k.pods, pod.UID)
+	if w := k.pods[uid]; w != nil {
+		delete(k.pods, uid)
 		close(w.gone)
 	}
 }

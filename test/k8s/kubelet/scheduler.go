@@ -8,35 +8,32 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 )
 
 // Schedule binds pods that name no node to nodes in turn until ctx ends. It
 // asks nothing of a pod and nothing of a node.
 func Schedule(ctx context.Context, client kubernetes.Interface, nodes []string, log *slog.Logger) {
-	source := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "pods", metav1.NamespaceAll,
-		fields.OneTermEqualSelector("spec.nodeName", ""))
 	next := 0
-	_, controller := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: source,
-		ObjectType:    &corev1.Pod{},
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: func(obj any) {
-				pod, ok := obj.(*corev1.Pod)
-				if !ok || pod.DeletionTimestamp != nil {
-					return
-				}
-				node := nodes[next%len(nodes)]
-				next++
-				if err := bind(ctx, client, pod, node); err != nil && ctx.Err() == nil {
-					log.Error("pod is not bound", "pod", pod.Name, "node", node, "err", err)
-				}
-			},
+	place := func(pod *corev1.Pod) {
+		if pod.DeletionTimestamp != nil {
+			return
+		}
+		node := nodes[next%len(nodes)]
+		next++
+		if err := bind(ctx, client, pod, node); err != nil && ctx.Err() == nil {
+			log.Error("pod is not bound", "pod", pod.Name, "node", node, "err", err)
+		}
+	}
+	watchPods(ctx, client, "", podHandler{
+		present: place,
+		gone:    func(*corev1.Pod) {}, // Bound, or deleted.
+		all: func(pods []*corev1.Pod) {
+			for _, pod := range pods {
+				place(pod)
+			}
 		},
 	})
-	controller.RunWithContext(ctx)
 }
 
 func bind(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod, node string) error {
