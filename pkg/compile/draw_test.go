@@ -18,22 +18,22 @@ var someNames = []service.Name{{Namespace: "a", Name: "one"}, {Namespace: "a", N
 func drawUpdate(t *rapid.T, ref *reference) Update {
 	u := Update{Services: map[service.Name]*service.Service{}, Slices: map[service.Name]*service.EndpointSlice{}}
 	for range rapid.IntRange(1, 4).Draw(t, "edits") {
-		switch rapid.IntRange(0, 6).Draw(t, "what") {
-		case 0:
+		switch rapid.IntRange(0, 9).Draw(t, "what") {
+		case 9:
 			name := rapid.SampledFrom(someNames).Draw(t, "gone")
 			u.Services[name] = nil
 			delete(ref.services, name)
-		case 1, 2:
+		case 0, 1, 2:
 			s := drawService(t)
 			u.Services[s.Name], ref.services[s.Name] = s, s
-		case 3:
+		case 8:
 			name := drawSlice(t).Name
 			u.Slices[name] = nil
 			delete(ref.slices, name)
-		case 4, 5:
+		case 3, 4, 5, 6:
 			s := drawSlice(t)
 			u.Slices[s.Name], ref.slices[s.Name] = s, s
-		case 6:
+		case 7:
 			ref.node = service.Node{Name: rapid.SampledFrom([]string{"n1", "n2"}).Draw(t, "node"), Zone: rapid.SampledFrom([]string{"", "z1", "z2"}).Draw(t, "zone")}
 			node := ref.node
 			u.Node = &node
@@ -46,24 +46,24 @@ func drawService(t *rapid.T) *service.Service {
 	s := &service.Service{
 		Name:    rapid.SampledFrom(someNames).Draw(t, "service"),
 		Created: time.Unix(int64(rapid.IntRange(0, 2).Draw(t, "created")), 0),
-		Type:    rapid.SampledFrom([]service.Type{service.ClusterIP, service.NodePort, service.LoadBalancer, service.ExternalName}).Draw(t, "type"),
+		Type:    rapid.SampledFrom([]service.Type{service.ClusterIP, service.NodePort, service.NodePort, service.LoadBalancer, service.LoadBalancer, service.ExternalName}).Draw(t, "type"),
 	}
-	s.Headless = rapid.IntRange(0, 9).Draw(t, "headless") == 0
-	if rapid.IntRange(0, 9).Draw(t, "proxy") == 0 {
+	s.Headless = rapid.IntRange(0, 9).Draw(t, "headless") == 9
+	if rapid.IntRange(0, 9).Draw(t, "proxy") == 9 {
 		s.ProxyName = "other"
 	}
 	s.InternalLocal, s.ExternalLocal = rapid.Bool().Draw(t, "iTP"), rapid.Bool().Draw(t, "eTP")
 	s.Affinity = rapid.SampledFrom([]time.Duration{0, time.Second}).Draw(t, "affinity")
-	s.ClusterIPs = drawAddrs(t, "cluster", 1)
-	s.LoadBalancerIPs = drawAddrs(t, "ingress", 1)
+	s.ClusterIPs = drawAddrs(t, "cluster", 4)
+	s.LoadBalancerIPs = drawAddrs(t, "ingress", 2)
 	s.ExternalIPs = drawAddrs(t, "external", 2)
 	for _, r := range []string{"0.0.0.0/0", "192.0.2.0/24", "198.51.100.0/24", "fd00::/16"} {
-		if rapid.IntRange(0, 3).Draw(t, "range") == 0 {
+		if rapid.IntRange(0, 4).Draw(t, "range") == 4 {
 			s.SourceRanges = append(s.SourceRanges, netip.MustParsePrefix(r))
 		}
 	}
-	for i := range rapid.IntRange(0, 3).Draw(t, "ports") {
-		p := service.Port{Name: []string{"", "p", "q"}[i], Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.UDP}).Draw(t, "protocol"), Port: uint16(80 + i)}
+	for i := range rapid.IntRange(1, 3).Draw(t, "ports") {
+		p := service.Port{Name: []string{"", "p", "q"}[i], Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.TCP, service.TCP, service.UDP}).Draw(t, "protocol"), Port: uint16(80 + i)}
 		if rapid.Bool().Draw(t, "nodeport") {
 			p.NodePort = uint16(30000 + 10*i + rapid.IntRange(0, 1).Draw(t, "number"))
 		}
@@ -75,7 +75,7 @@ func drawService(t *rapid.T) *service.Service {
 func drawAddrs(t *rapid.T, what string, odds int) []netip.Addr {
 	var out []netip.Addr
 	for _, form := range []string{"10.96.0.%d", "fd00:96::%d"} {
-		if rapid.IntRange(0, odds).Draw(t, what) > 0 {
+		if rapid.IntRange(0, odds).Draw(t, what) < odds {
 			out = append(out, netip.MustParseAddr(fmt.Sprintf(form, rapid.IntRange(1, 3).Draw(t, "host"))))
 		}
 	}
@@ -87,12 +87,12 @@ func drawSlice(t *rapid.T) *service.EndpointSlice {
 	s := &service.EndpointSlice{
 		Name:    service.Name{Namespace: owner.Namespace, Name: rapid.SampledFrom([]string{"x", "y", "z"}).Draw(t, "slice")},
 		Service: owner.Name, Family: rapid.SampledFrom([]service.Family{service.IPv4, service.IPv6}).Draw(t, "family"),
-		Headless: rapid.IntRange(0, 9).Draw(t, "headless") == 0,
+		Headless: rapid.IntRange(0, 9).Draw(t, "headless") == 9,
 	}
-	for range rapid.IntRange(0, 3).Draw(t, "ports") {
+	for range rapid.IntRange(1, 3).Draw(t, "ports") {
 		s.Ports = append(s.Ports, service.SlicePort{
 			Name:     rapid.SampledFrom([]string{"", "p"}).Draw(t, "port name"),
-			Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.UDP}).Draw(t, "protocol"),
+			Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.TCP, service.TCP, service.UDP}).Draw(t, "protocol"),
 			Port:     uint16(8080 + rapid.IntRange(0, 1).Draw(t, "target")),
 		})
 	}
@@ -102,7 +102,7 @@ func drawSlice(t *rapid.T) *service.EndpointSlice {
 	}
 	hints := rapid.SampledFrom([][]string{nil, {"z1"}, {"z2"}, {"z1", "z2"}})
 	nodes := rapid.SampledFrom([][]string{nil, nil, {"n1"}, {"n2"}})
-	for range rapid.IntRange(0, 6).Draw(t, "endpoints") {
+	for range rapid.IntRange(1, 6).Draw(t, "endpoints") {
 		s.Endpoints = append(s.Endpoints, service.Endpoint{
 			Addr:  netip.MustParseAddr(fmt.Sprintf(form, rapid.IntRange(1, 8).Draw(t, "address"))),
 			Ready: rapid.Bool().Draw(t, "ready"), Serving: rapid.Bool().Draw(t, "serving"), Terminating: rapid.Bool().Draw(t, "terminating"),

@@ -26,7 +26,7 @@ var (
 func drawObjects(t *rapid.T) compile.Update {
 	u := compile.Update{Services: map[service.Name]*service.Service{}, Slices: map[service.Name]*service.EndpointSlice{}}
 	for _, name := range someServices {
-		if rapid.Bool().Draw(t, "exists") {
+		if rapid.IntRange(0, 3).Draw(t, "exists") < 3 {
 			u.Services[name] = drawService(t, name)
 		}
 	}
@@ -43,7 +43,7 @@ func drawEdit(t *rapid.T, all *compile.Update) compile.Update {
 	for range rapid.IntRange(1, 3).Draw(t, "edits") {
 		if rapid.Bool().Draw(t, "edit a service") {
 			name := rapid.SampledFrom(someServices).Draw(t, "service")
-			if rapid.IntRange(0, 3).Draw(t, "delete") == 0 {
+			if rapid.IntRange(0, 4).Draw(t, "delete") == 4 {
 				u.Services[name] = nil
 				delete(all.Services, name)
 			} else {
@@ -53,7 +53,7 @@ func drawEdit(t *rapid.T, all *compile.Update) compile.Update {
 			continue
 		}
 		s := drawSlice(t, rapid.SampledFrom(someSlices).Draw(t, "slice"))
-		if rapid.IntRange(0, 4).Draw(t, "delete") == 0 {
+		if rapid.IntRange(0, 4).Draw(t, "delete") == 4 {
 			u.Slices[s.Name] = nil
 			delete(all.Slices, s.Name)
 		} else {
@@ -66,17 +66,17 @@ func drawEdit(t *rapid.T, all *compile.Update) compile.Update {
 func drawService(t *rapid.T, name service.Name) *service.Service {
 	s := &service.Service{
 		Name: name, Created: time.Unix(int64(rapid.IntRange(0, 2).Draw(t, "created")), 0),
-		Type:          rapid.SampledFrom([]service.Type{service.ClusterIP, service.NodePort, service.LoadBalancer, service.ExternalName}).Draw(t, "type"),
+		Type:          rapid.SampledFrom([]service.Type{service.ClusterIP, service.NodePort, service.NodePort, service.LoadBalancer, service.LoadBalancer, service.ExternalName}).Draw(t, "type"),
 		InternalLocal: rapid.Bool().Draw(t, "iTP"), ExternalLocal: rapid.Bool().Draw(t, "eTP"),
 		Affinity: rapid.SampledFrom([]time.Duration{0, time.Second, time.Hour}).Draw(t, "affinity"),
-		Headless: rapid.IntRange(0, 7).Draw(t, "headless") == 0,
+		Headless: rapid.IntRange(0, 9).Draw(t, "headless") == 9,
 	}
-	if rapid.IntRange(0, 7).Draw(t, "elsewhere") == 0 {
+	if rapid.IntRange(0, 9).Draw(t, "elsewhere") == 9 {
 		s.ProxyName = "other"
 	}
 	host := rapid.IntRange(1, 3)
 	for _, prefix := range []string{"10.96.0.%d", "fd00:96::%d"} {
-		if rapid.IntRange(0, 3).Draw(t, "family") > 0 {
+		if rapid.IntRange(0, 3).Draw(t, "family") < 3 {
 			s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr(fmt.Sprintf(prefix, host.Draw(t, "vip"))))
 		}
 	}
@@ -87,7 +87,7 @@ func drawService(t *rapid.T, name service.Name) *service.Service {
 		s.SourceRanges = append(s.SourceRanges, netip.MustParsePrefix(fmt.Sprintf("198.51.%d.0/24", host.Draw(t, "range"))))
 	}
 	for i := range rapid.IntRange(1, 2).Draw(t, "ports") {
-		p := service.Port{Name: []string{"", "p"}[i], Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.UDP}).Draw(t, "protocol"), Port: uint16(80 + i)}
+		p := service.Port{Name: []string{"", "p"}[i], Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.TCP, service.TCP, service.UDP}).Draw(t, "protocol"), Port: uint16(80 + i)}
 		if rapid.Bool().Draw(t, "nodeport") {
 			p.NodePort = uint16(30000 + 2*rapid.IntRange(0, 1).Draw(t, "number") + i)
 		}
@@ -100,10 +100,10 @@ func drawSlice(t *rapid.T, name string) *service.EndpointSlice {
 	owner := rapid.SampledFrom(someServices).Draw(t, "owner")
 	s := &service.EndpointSlice{Name: service.Name{Namespace: owner.Namespace, Name: name}, Service: owner.Name,
 		Family: rapid.SampledFrom([]service.Family{service.IPv4, service.IPv6}).Draw(t, "family")}
-	for i := range rapid.IntRange(0, 2).Draw(t, "ports") {
-		s.Ports = append(s.Ports, service.SlicePort{Name: []string{"", "p"}[i], Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.UDP}).Draw(t, "protocol"), Port: uint16(8080 + rapid.IntRange(0, 1).Draw(t, "target"))})
+	for i := range rapid.IntRange(1, 2).Draw(t, "ports") {
+		s.Ports = append(s.Ports, service.SlicePort{Name: []string{"", "p"}[i], Protocol: rapid.SampledFrom([]service.Protocol{service.TCP, service.TCP, service.TCP, service.UDP}).Draw(t, "protocol"), Port: uint16(8080 + rapid.IntRange(0, 1).Draw(t, "target"))})
 	}
-	for range rapid.IntRange(0, 5).Draw(t, "endpoints") {
+	for range rapid.IntRange(1, 6).Draw(t, "endpoints") {
 		prefix := "10.0.0.%d"
 		if s.Family == service.IPv6 {
 			prefix = "fd00::%d"
