@@ -256,7 +256,7 @@ func (r *Reconciler) markDead(d deadBackend) {
 func (t *transaction) stageSlots(p *port, c *compile.Port) error {
 	wantCluster, wantLocal := offered(c)
 	old := p.cluster
-	cluster, err := t.fill(p, old, wantCluster)
+	cluster, err := t.fill(p, c, old, wantCluster)
 	if err != nil {
 		return err
 	}
@@ -274,7 +274,7 @@ func (t *transaction) stageSlots(p *port, c *compile.Port) error {
 		p.local = span{cluster.base, uint32(len(wantLocal))}
 		return nil
 	}
-	local, err := t.fill(p, current, wantLocal)
+	local, err := t.fill(p, c, current, wantLocal)
 	if err != nil {
 		p.local = current
 		return err
@@ -305,13 +305,17 @@ func isPrefix(a, b []int32) bool {
 }
 
 // fill returns a span that holds the backends at the given positions: the
-// current one when it does already, else a fresh one.
-func (t *transaction) fill(p *port, current span, positions []int32) (span, error) {
+// current one when it does already, else a fresh one. While tables are adopted
+// another order is as good.
+func (t *transaction) fill(p *port, c *compile.Port, current span, positions []int32) (span, error) {
 	n := uint32(len(positions))
 	if n == 0 {
 		return span{}, nil
 	}
 	if current.count == n && t.holds(p, current, positions) {
+		return current, nil
+	}
+	if t.r.found != nil && t.sameSet(p, c, current, positions) {
 		return current, nil
 	}
 	fresh, err := t.r.takeSpan(n)
