@@ -82,7 +82,7 @@ int portolan_close_udp(struct bpf_iter__udp *ctx)
 	if (!is_backend_of(peer, &stale.dst, stale.dst_port))
 		return 0; /* connected elsewhere since */
 	stale.cookie = bpf_get_socket_cookie((struct sock *)udp);
-	if (bpf_sock_destroy)
+	if (may_destroy && bpf_sock_destroy)
 		stale.destroyed = bpf_sock_destroy((struct sock_common *)udp) == 0;
 	bpf_seq_write(ctx->meta->seq, &stale, sizeof(stale));
 	return 0;

@@ -35,6 +35,7 @@ const (
 	CloseMapVipFilter         = "vip_filter"
 	CloseProgPortolanCloseUdp = "portolan_close_udp"
 	CloseVarHostNetnsCookie   = "host_netns_cookie"
+	CloseVarMayDestroy        = "may_destroy"
 	CloseVarVipFilterShift    = "vip_filter_shift"
 )
 
@@ -111,6 +112,7 @@ type CloseMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type CloseVariableSpecs struct {
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
 	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
@@ -180,6 +182,7 @@ func (m *CloseMaps) Close() error {
 // It can be passed to LoadCloseObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CloseVariables struct {
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
+	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
 	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 

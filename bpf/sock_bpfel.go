@@ -44,6 +44,7 @@ const (
 	SockProgPortolanSendmsg4     = "portolan_sendmsg4"
 	SockProgPortolanSendmsg6     = "portolan_sendmsg6"
 	SockVarHostNetnsCookie       = "host_netns_cookie"
+	SockVarMayDestroy            = "may_destroy"
 	SockVarVipFilterShift        = "vip_filter_shift"
 )
 
@@ -129,6 +130,7 @@ type SockMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
 	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
@@ -198,6 +200,7 @@ func (m *SockMaps) Close() error {
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
+	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
 	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 

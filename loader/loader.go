@@ -37,6 +37,9 @@ type Config struct {
 	// CgroupRoot is the cgroup2 directory whose sockets are served; empty
 	// means the root of the machine's cgroup2 mount.
 	CgroupRoot string
+	// WithoutSockDestroy closes UDP sockets through SOCK_DIAG, as on kernels
+	// that lack bpf_sock_destroy: for tests of that way.
+	WithoutSockDestroy bool
 }
 
 // Loader owns a directory of pins. Methods are not safe for concurrent use,
@@ -210,6 +213,9 @@ func (l *Loader) load(set *maps.Set) (map[string]*ebpf.Program, error) {
 	udp, err := bpf.LoadClose()
 	if err != nil {
 		return nil, fmt.Errorf("read socket iterator: %w", err)
+	}
+	if err := udp.Variables["may_destroy"].Set(!l.cfg.WithoutSockDestroy); err != nil {
+		return nil, fmt.Errorf("configure socket iterator: %w", err)
 	}
 	iterators, err := l.loadAgainst(udp, set)
 	if err != nil {

@@ -15,4 +15,7 @@ const volatile __u64 host_netns_cookie;
 /* 32 minus log2 of the number of bits of vip_filter. */
 const volatile __u32 vip_filter_shift = 16;
 
+/* Whether the socket iterator closes sockets itself where the kernel can. */
+const volatile bool may_destroy = true;
+
 #endif

@@ -28,6 +28,13 @@ import (
 
 func TestMain(m *testing.M) {
 	world.Main()
+	if addrs := os.Getenv(alternateEnv); addrs != "" {
+		if err := alternate(addrs); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -46,6 +53,12 @@ type stage struct {
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
+	return newStageWith(t, loader.Config{})
+}
+
+// newStageWith is newStage with options of the loader.
+func newStageWith(t *testing.T, options loader.Config) *stage {
+	t.Helper()
 	world.RequireRoot(t)
 	w := world.NewT(t)
 	s := &stage{t: t, node: world.Must(w.AddNode("here"))(t)}
@@ -58,18 +71,19 @@ func newStage(t *testing.T) *stage {
 	s.clientPod = world.Must(s.node.AddPod("client"))(t)
 	s.client = world.Must(s.clientPod.Probe())(t)
 	s.host = world.Must(world.Must(s.node.Host("host"))(t).Probe())(t)
-	s.wire()
+	s.wire(options)
 	return s
 }
 
 // wire loads the dataplane inside the node's namespace, which is where an agent
 // would run.
-func (s *stage) wire() {
+func (s *stage) wire(options loader.Config) {
 	s.t.Helper()
 	barrier := world.Must(maps.NewBarrier())(s.t)
 	s.t.Cleanup(barrier.Close)
 	err := s.node.Do(func() error {
-		l, err := loader.Open(loader.Config{BPFFSRoot: s.node.BPFFS(), CgroupRoot: s.node.CgroupRoot()})
+		options.BPFFSRoot, options.CgroupRoot = s.node.BPFFS(), s.node.CgroupRoot()
+		l, err := loader.Open(options)
 		if err != nil {
 			return err
 		}

@@ -3,10 +3,17 @@
 package e2e_test
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/pkg/service"
 	"portolan.dev/portolan/test/world"
 )
@@ -53,7 +60,15 @@ func TestAnUnconnectedSocketStaysWithItsBackendWhileThatServes(t *testing.T) {
 }
 
 func TestAConnectedSocketOfAStoppedBackendIsClosed(t *testing.T) {
-	s := newStage(t)
+	for name, options := range map[string]loader.Config{
+		"by bpf_sock_destroy": {},
+		"by SOCK_DIAG":        {WithoutSockDestroy: true},
+	} {
+		t.Run(name, func(t *testing.T) { closesStaleSockets(t, newStageWith(t, options)) })
+	}
+}
+
+func closesStaleSockets(t *testing.T, s *stage) {
 	s.serve(webService(), s.pods[0])
 	stale, r := s.client.Open("udp", "10.96.0.10:80")
 	if r.Err() != nil {
@@ -94,4 +109,65 @@ func TestAConnectedSocketOfAStoppedBackendIsClosed(t *testing.T) {
 	if got := fresh.Exchange(); got.Backend != "p2" {
 		t.Errorf("a socket of the new backend: %v", got.Err())
 	}
+}
+
+// Two VIPs in turn on one unconnected socket: each answer bears the name of the
+// address that was asked, although both Services have the same pods, and each
+// Service keeps its backend.
+func TestOneSocketMayTalkToSeveralServices(t *testing.T) {
+	s := newStage(t)
+	s.serve(webService(), s.pods...)
+	second := webService()
+	second.Name.Name = "second"
+	second.ClusterIPs = []netip.Addr{netip.MustParseAddr("10.96.0.20"), netip.MustParseAddr("fd00:10:96::20")}
+	for i := range second.Ports {
+		second.Ports[i].NodePort = 0
+	}
+	s.serve(second, s.pods...)
+	for _, vips := range []string{"10.96.0.10:80 10.96.0.20:80", "[fd00:10:96::10]:80 [fd00:10:96::20]:80"} {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), alternateEnv+"="+vips)
+		process := world.Must(s.clientPod.StartCmd(cmd))(t)
+		if err := process.Wait(20 * time.Second); err != nil {
+			t.Errorf("%s: %v\n%s", vips, err, process.Output())
+		}
+	}
+}
+
+// alternateEnv makes the test binary ask the addresses it holds in turn.
+const alternateEnv = "PORTOLAN_E2E_ALTERNATE"
+
+// alternate asks several addresses in turn over one unconnected socket, and
+// fails when an answer bears another name, or a backend changes.
+func alternate(addrs string) error {
+	conn, err := net.ListenUDP("udp", nil)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	answers := map[string]string{}
+	buffer := make([]byte, 1500)
+	for range 20 {
+		for _, addr := range strings.Fields(addrs) {
+			to := netip.MustParseAddrPort(addr)
+			if _, err := conn.WriteToUDPAddrPort([]byte("who are you"), to); err != nil {
+				return err
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				return err
+			}
+			n, from, err := conn.ReadFromUDPAddrPort(buffer)
+			if err != nil {
+				return err
+			}
+			if got := netip.AddrPortFrom(from.Addr().Unmap(), from.Port()); got != to {
+				return fmt.Errorf("asked %s, answered by %s", to, got)
+			}
+			if old := answers[addr]; old != "" && old != string(buffer[:n]) {
+				return fmt.Errorf("%s answered %q, then %q", addr, old, buffer[:n])
+			}
+			answers[addr] = string(buffer[:n])
+		}
+	}
+	return nil
 }
