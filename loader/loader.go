@@ -60,6 +60,9 @@ func Open(cfg Config) (*Loader, error) {
 	if err := checkCapabilities(); err != nil {
 		return nil, err
 	}
+	if err := MissingFeatures(); err != nil {
+		return nil, err
+	}
 	if cfg.CgroupRoot == "" {
 		found, err := FindCgroup2()
 		if err != nil {

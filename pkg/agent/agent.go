@@ -78,9 +78,6 @@ const retryAfter = time.Second
 // New checks the machine and adopts what an earlier agent left. Nothing is
 // changed yet.
 func New(cfg Config) (*Agent, error) {
-	if err := loader.MissingFeatures(); err != nil {
-		return nil, err
-	}
 	l, err := loader.Open(loader.Config{BPFFSRoot: cfg.Options.BPFFSRoot, CgroupRoot: cfg.Options.CgroupRoot})
 	if err != nil {
 		return nil, err

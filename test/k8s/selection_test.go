@@ -116,8 +116,8 @@ func headlessSlice(s *space) {
 }
 
 func unassignedAddressFails(s *space) {
-	// The API server gives out the upper part of a range first and hands out
-	// nothing by itself between .1 and .16.
+	// The API server leaves the first addresses of a range to Services that
+	// name their own.
 	s.fails("tcp", "10.96.0.9:80", syscall.ENETUNREACH)
 	s.fails("udp", "10.96.0.9:53", syscall.ENETUNREACH)
 	s.fails("tcp", "[fd00:10:96::9]:80", syscall.ENETUNREACH)

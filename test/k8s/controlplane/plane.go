@@ -164,9 +164,6 @@ func (p *Plane) Client() (*kubernetes.Clientset, error) {
 	return cs, nil
 }
 
-// Logs is the directory that holds the children's logs.
-func (p *Plane) Logs() string { return p.cfg.Dir }
-
 func (p *Plane) hostPort(port uint16) string {
 	return netip.AddrPortFrom(p.cfg.Address, port).String()
 }
