@@ -4,8 +4,10 @@ package maps
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 
@@ -62,6 +64,8 @@ type Resolved struct {
 	Owners map[netip.Addr]uint32
 	// NodeAddrs serve NodePorts; true: inside the node's own namespace only.
 	NodeAddrs map[netip.Addr]bool
+	// CIDRs: an address inside that has no owner is refused. Sorted.
+	CIDRs []netip.Prefix
 	// Backends counts those that may be used; Draining those of them that get
 	// nobody new.
 	Backends, Draining int
@@ -138,6 +142,7 @@ func (s *Set) Resolve() (*Resolved, error) {
 	if err := errors.Join(r.readNames(), r.readSources(), r.readNodeAddrs(), r.readFrontends()); err != nil {
 		return nil, err
 	}
+	r.readCIDRs()
 	r.readBackends()
 	slices.SortFunc(r.out.Frontends, func(a, b Frontend) int {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol))
@@ -195,6 +200,53 @@ func (r *resolver) readNodeAddrs() error {
 	return err
 }
 
+func (r *resolver) readCIDRs() {
+	config := r.set.NodeConfig.At(0)
+	active := &config.Cidrs[config.ActiveCidrs&1]
+	if int(active.Count) > len(active.Cidrs) {
+		r.damage("service CIDRs: %d of at most %d", active.Count, len(active.Cidrs))
+	}
+	for i := range min(int(active.Count), len(active.Cidrs)) {
+		prefix, ok := fromCIDR(active.Cidrs[i])
+		if !ok {
+			r.damage("service CIDR %d: the mask of %s is none", i, FromAddr16(active.Cidrs[i].Addr))
+			continue
+		}
+		r.out.CIDRs = append(r.out.CIDRs, prefix)
+	}
+	slices.SortFunc(r.out.CIDRs, netip.Prefix.Compare)
+}
+
+// fromCIDR is the inverse of CIDR; false when the mask is not a run of ones,
+// or shorter than what makes an address an IPv4 one.
+func fromCIDR(c bpf.LbCidr) (netip.Prefix, bool) {
+	length, ended := 0, false
+	for _, word := range c.Mask.W {
+		ones := leadingOnes(word)
+		if ended && ones > 0 || ones < 0 {
+			return netip.Prefix{}, false
+		}
+		length, ended = length+ones, ended || ones < 32
+	}
+	addr := FromAddr16(c.Addr)
+	if addr.Is4() {
+		length -= 96
+	}
+	prefix := netip.PrefixFrom(addr, length)
+	return prefix, prefix.IsValid()
+}
+
+// leadingOnes counts the ones of a mask word in network order, or returns -1
+// when they are not all in front.
+func leadingOnes(network uint32) int {
+	word := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, network))
+	ones := bits.LeadingZeros32(^word)
+	if word<<ones != 0 {
+		return -1
+	}
+	return ones
+}
+
 func (r *resolver) readFrontends() error {
 	var err error
 	for k, id := range r.set.Frontends4.All(&err) {
@@ -225,8 +277,8 @@ func (r *resolver) frontend(addr netip.AddrPort, proto uint8, id uint32) {
 		r.damage("frontend %s: service port %d has no name", addr, f.ServicePort)
 	}
 	f.Name = name
-	f.Internal = r.follow(&f, state.Internal)
-	f.External = r.follow(&f, state.External)
+	f.Internal = r.follow(&f, r.set.FrontendState.LoadWord(id, StateInternal))
+	f.External = r.follow(&f, r.set.FrontendState.LoadWord(id, StateExternal))
 	if f.Guarded = f.Internal.Flags&RangeGuarded != 0; f.Guarded {
 		f.Sources = r.sources[f.ServicePort]
 	}
