@@ -59,16 +59,39 @@ func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		return nil, errors.New("another agent answers there; stop it, or give this one a socket of its own")
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("replace the socket of a dead agent: %w", err)
+	if err := removeStale(path); err != nil {
+		return nil, err
 	}
 	old := syscall.Umask(0o177)
 	defer syscall.Umask(old)
 	return net.Listen("unix", path)
+}
+
+// removeStale makes room for a socket. Only what is known to be the socket of a
+// process that is gone is removed.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode()&fs.ModeSocket == 0 {
+		return errors.New("there is a file that is no socket; remove it, or name another path")
+	}
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		conn.Close()
+		return errors.New("another agent answers there; stop it, or give this one a socket of its own")
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("find out whether another agent answers: %w", err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("replace the socket of a dead agent: %w", err)
+	}
+	return nil
 }
 
 // ErrNoAgent means that no agent answers on the socket.
@@ -85,11 +108,11 @@ func NewClient(socket string, timeout time.Duration) *Client {
 	return &Client{http.Client{Timeout: timeout, Transport: &http.Transport{DialContext: dial}}}
 }
 
-// Status, Services and Tables fetch one object each. They return ErrNoAgent
-// when nobody listens.
+// Status fetches the agent's state. Like Services and Tables it returns
+// ErrNoAgent when nobody listens on the socket.
 func (c *Client) Status() (Status, error) { return get[Status](c, "status") }
 
-// Services fetches the Services.
+// Services fetches the Services that the agent knows.
 func (c *Client) Services() (ServiceList, error) { return get[ServiceList](c, "services") }
 
 // Tables fetches what the compiled tables say.
@@ -99,9 +122,11 @@ func get[T any](c *Client, what string) (T, error) {
 	var object T
 	answer, err := c.http.Get("http://agent/v1/" + what)
 	if err != nil {
-		var operation *net.OpError
-		if errors.As(err, &operation) && operation.Op == "dial" {
-			return object, fmt.Errorf("%w: %w", ErrNoAgent, operation.Err)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return object, fmt.Errorf("%w: %w", ErrNoAgent, err)
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return object, fmt.Errorf("ask the agent for %s: %w; run as the user that the agent runs as", what, err)
 		}
 		return object, fmt.Errorf("ask the agent for %s: %w", what, err)
 	}
