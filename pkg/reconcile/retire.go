@@ -68,6 +68,13 @@ func (r *Reconciler) giveBack(waiting []retiree) {
 	}
 }
 
+// RecycleNow gives back at once what is freed, after one grace period.
+func (r *Reconciler) RecycleNow() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.recycleNow()
+}
+
 // recycleNow is Recycle for a change that cannot do without.
 func (r *Reconciler) recycleNow() error {
 	if err := r.cfg.Wait(); err != nil {
