@@ -94,6 +94,9 @@ func New(cfg Config) *Compiler {
 func (c *Compiler) Apply(u Update) []Change {
 	c.chunked = len(u.Services)+len(u.Slices) >= bulk
 	c.scratch.reset()
+	if c.chunked && len(c.services) == 0 && len(c.slices) == 0 {
+		c.makeRoom(len(u.Services), len(u.Slices))
+	}
 	moved := c.moveTo(u.Node)
 	for name, obj := range u.Slices {
 		c.stageSlice(name, obj)
@@ -120,6 +123,17 @@ func (c *Compiler) Apply(u Update) []Change {
 		c.finish(s)
 	}
 	return c.scratch.changes
+}
+
+// makeRoom sizes the maps of an empty compiler for a first load, which would
+// otherwise grow them step by step.
+func (c *Compiler) makeRoom(services, slices int) {
+	c.services = make(map[service.Name]*serviceState, services)
+	c.slices = make(map[service.Name]*sliceState, slices)
+	c.claims.owner = make(map[FrontendKey]*portState, services)
+	c.scratch.dirty = make([]*serviceState, 0, services)
+	c.scratch.ports = make([]*portState, 0, services)
+	c.scratch.changes = make([]Change, 0, services)
 }
 
 // moveTo takes over facts about this node; true when they concern endpoints,

@@ -117,6 +117,11 @@ func (t *transaction) freeBackend(p *port, pos int) {
 // stageBackends writes the backends that differ.
 func (t *transaction) stageBackends(p *port, c *compile.Change) error {
 	backends := c.Port.Backends
+	if p.words == nil {
+		p.words = make([]uint64, len(backends))
+		p.addrs = make([]netip.AddrPort, len(backends))
+		p.flags = make([]uint8, len(backends))
+	}
 	if n := len(backends) - len(p.words); n > 0 {
 		p.words = append(p.words, make([]uint64, n)...)
 		p.addrs = append(p.addrs, make([]netip.AddrPort, n)...)

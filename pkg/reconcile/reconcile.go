@@ -143,6 +143,10 @@ func (r *Reconciler) Apply(changes []compile.Change) error {
 		}
 	}
 	t := transaction{r: r}
+	if len(r.ports) == 0 { // a first load: one allocation instead of many
+		t.names = make([]uint32, 0, len(changes))
+		t.nameValues = make([]bpf.LbServiceName, 0, len(changes))
+	}
 	var errs []error
 	for i := range changes {
 		c := &changes[i]

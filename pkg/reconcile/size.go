@@ -5,6 +5,7 @@ package reconcile
 import (
 	"fmt"
 	"math/bits"
+	"net/netip"
 
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/compile"
@@ -60,6 +61,10 @@ func (r *Reconciler) create(changes []compile.Change) error {
 	}
 	r.set = set
 	r.setLimits()
+	r.ports = make(map[compile.PortID]*port, ports)
+	r.frontends = make(map[compile.FrontendKey]*frontend, (frontends4+frontends6)/2)
+	r.addresses = make(map[netip.Addr]*addressUse, (frontends4+frontends6)/2)
+	r.filter = make(map[uint32]uint32, (frontends4+frontends6)/2)
 	return nil
 }
 
