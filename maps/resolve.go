@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -144,6 +145,7 @@ func (s *Set) Resolve() (*Resolved, error) {
 	}
 	r.readCIDRs()
 	r.readBackends()
+	r.checkFilter()
 	slices.SortFunc(r.out.Frontends, func(a, b Frontend) int {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol))
 	})
@@ -325,6 +327,29 @@ func (r *resolver) backend(v4 bool, id uint32) (Backend, bool) {
 	}
 	b := r.set.Backends6.Load(id)
 	return Backend{id, b.Generation, netip.AddrPortFrom(FromAddr16(b.Addr), Port16(b.Port)), b.Proto, b.Flags, b.ServicePort}, true
+}
+
+// checkFilter finds addresses that programs do not even look up.
+func (r *resolver) checkFilter() {
+	missing := map[netip.Addr]bool{}
+	check := func(addr netip.Addr) {
+		bit := FilterBit(addr, r.set.VIPFilter.Len()*64)
+		if !addr.IsUnspecified() && r.set.VIPFilter.LoadWord(bit/64, 0)>>(bit%64)&1 == 0 {
+			missing[addr] = true
+		}
+	}
+	for i := range r.out.Frontends {
+		check(r.out.Frontends[i].Addr.Addr())
+	}
+	for addr := range r.out.Owners {
+		check(addr)
+	}
+	for addr := range r.out.NodeAddrs {
+		check(addr)
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(missing), netip.Addr.Compare) {
+		r.damage("address %s: its bit in vip_filter is clear, so it is not looked up", addr)
+	}
 }
 
 func (r *resolver) readBackends() {

@@ -52,6 +52,10 @@ func filled(t *testing.T) *Set {
 	must(s.Sources4.Put(Source4Key(5, netip.MustParsePrefix("192.0.2.0/24")), 1))
 	must(s.NodeAddrs4.Put(Addr4(netip.MustParseAddr("127.0.0.1")), NodeAddrHostOnly))
 	must(s.NodeAddrs6.Put(Addr16(netip.MustParseAddr("2001:db8::1")), 0))
+	for _, addr := range []string{"10.96.0.10", "10.96.0.99", "fd00::10", "127.0.0.1", "2001:db8::1"} {
+		bit := FilterBit(netip.MustParseAddr(addr), s.VIPFilter.Len()*64)
+		s.VIPFilter.StoreWord(bit/64, 0, s.VIPFilter.LoadWord(bit/64, 0)|1<<(bit%64))
+	}
 	config := s.NodeConfig.At(0)
 	config.ActiveCidrs = 1
 	config.Cidrs[1] = bpf.LbCidrSet{Count: 3}
@@ -174,6 +178,9 @@ func TestDamagedTablesAreDescribedAndReadToTheEnd(t *testing.T) {
 				t.Error(err)
 			}
 		}, "service port 5 has no name"},
+		{"an address that the filter hides", func(s *Set) {
+			s.VIPFilter.StoreWord(FilterBit(netip.MustParseAddr("10.96.0.10"), s.VIPFilter.Len()*64)/64, 0, 0)
+		}, "address 10.96.0.10: its bit in vip_filter is clear"},
 		{"more service CIDRs than there is room for", func(s *Set) { s.NodeConfig.At(0).Cidrs[1].Count = 9 }, "9 of at most 8"},
 		{"a mask with holes", func(s *Set) { s.NodeConfig.At(0).Cidrs[1].Cidrs[0].Mask.W[0] = 0x00ff00ff }, "the mask of fd00:: is none"},
 	} {
