@@ -98,8 +98,8 @@ func print(figures []figure) {
 	// The terminal may have gone.
 	_ = w.Flush()
 	fmt.Println(`
-"hook on": any connect program attached anywhere on the machine makes the kernel take a lock in every UDP connect;
-ratios are to that, because hardly a machine runs without one. "hook off" is the same without any program at all.`)
+"hook on" is the same call in a cgroup without a program, while some connect program is attached elsewhere on the
+machine, as on hardly any machine none is: from then on the kernel takes a lock in every UDP connect.`)
 }
 
 func processor() string {
