@@ -45,10 +45,11 @@ test: setup lint check-generated
 test-k8s: setup build
 	cd test/k8s && PORTOLAN_AGENT=$(CURDIR)/bin/portolan-agent $(GO) test -count=1 -v -timeout 40m ./...
 
-## bench: figures beside their baselines, also as build/bench.json
-bench: build
+## bench: figures beside their baselines, also as build/bench.json (root); PEER=1 measures kube-proxy, too
+bench: setup build
 	mkdir -p build
 	$(GO) run ./test/bench --json build/bench.json
+	cd test/k8s && $(GO) run ./bench $(if $(PEER),--peer) --json $(CURDIR)/build/bench.json
 
 ## clean: remove what was built
 clean:
