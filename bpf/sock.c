@@ -96,16 +96,15 @@ static __always_inline enum reason choose(struct bpf_sock_addr *ctx,
 	return REASON_NONE;
 }
 
-/* Finds the peer for a tuple: VERDICT_PASS when the address is no Service's,
- * VERDICT_TRANSLATE with *peer filled, or VERDICT_DENY with *why.
+/* Finds the backend for a tuple: VERDICT_PASS when the address is no Service's,
+ * VERDICT_TRANSLATE with *out filled, or VERDICT_DENY with *why.
  */
 static __always_inline enum verdict resolve(struct bpf_sock_addr *ctx,
 					    const struct tuple *t,
-					    struct sock_peer *peer,
+					    struct choice *out,
 					    enum reason *why)
 {
 	struct frontend_state *state;
-	struct backend b = {};
 	__u32 id = 0;
 
 	switch (find_frontend(t, &id)) {
@@ -123,10 +122,11 @@ static __always_inline enum verdict resolve(struct bpf_sock_addr *ctx,
 	state = bpf_map_lookup_elem(&frontend_state, &id);
 	if (!state)
 		return VERDICT_PASS;
-	*why = choose(ctx, t, state, &b);
+	*why = choose(ctx, t, state, &out->backend);
 	if (*why != REASON_NONE)
 		return VERDICT_DENY;
-	fill_peer(peer, t, id, state->generation, &b);
+	out->frontend = id;
+	out->frontend_generation = state->generation;
 	return VERDICT_TRANSLATE;
 }
 
@@ -139,15 +139,30 @@ static __always_inline bool parse(struct bpf_sock_addr *ctx, struct tuple *t)
 	return t->proto != 0;
 }
 
+/* Most calls are to no Service: they end here, before anything is asked of the
+ * socket.
+ */
+static __always_inline int not_a_vip(struct bpf_sock_addr *ctx, const struct tuple *t)
+{
+	if (unassigned(t) && service_proto(ctx->protocol))
+		return deny(REASON_NO_SERVICE);
+	return SYS_PROCEED;
+}
+
 /* Connected sockets ------------------------------------------------------- */
 
 static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6_ctx,
 				   struct tuple *t)
 {
-	struct sock_peer fresh = {}, *peer;
 	enum reason why = REASON_NONE;
+	struct choice chosen = {};
+	struct sock_peer *peer;
 
-	switch (resolve(ctx, t, &fresh, &why)) {
+	if (!may_be_vip(t))
+		return not_a_vip(ctx, t);
+	if (!parse(ctx, t))
+		return SYS_PROCEED;
+	switch (resolve(ctx, t, &chosen, &why)) {
 	case VERDICT_PASS:
 		return SYS_PROCEED;
 	case VERDICT_DENY:
@@ -155,13 +170,13 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6_ctx,
 	case VERDICT_TRANSLATE:
 		break;
 	}
-	set_ctx_address(ctx, v6_ctx, &fresh.backend, fresh.backend_port);
+	set_ctx_address(ctx, v6_ctx, &chosen.backend.addr, chosen.backend.port);
 	/* Out of memory for the name is no reason to refuse: the connection
 	 * works, and the application sees the backend's address.
 	 */
 	peer = bpf_sk_storage_get(&sock_peer, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (peer)
-		*peer = fresh;
+		fill_peer(peer, t, &chosen);
 	return SYS_PROCEED;
 }
 
@@ -170,7 +185,7 @@ int portolan_connect4(struct bpf_sock_addr *ctx)
 {
 	struct tuple t = { .dst = ctx_address(ctx, false), .v6 = false };
 
-	return parse(ctx, &t) ? connect(ctx, false, &t) : SYS_PROCEED;
+	return connect(ctx, false, &t);
 }
 
 SEC("cgroup/connect6")
@@ -178,8 +193,6 @@ int portolan_connect6(struct bpf_sock_addr *ctx)
 {
 	struct tuple t = { .dst = ctx_address(ctx, true) };
 
-	if (!parse(ctx, &t))
-		return SYS_PROCEED;
 	/* Two copies, each for a constant family. */
 	if (is_mapped(&t.dst)) {
 		t.v6 = false;
@@ -244,6 +257,7 @@ static __always_inline enum verdict next_peer(struct bpf_sock_addr *ctx,
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct sock_rev_key key = rev_key(cookie, &t->dst, t->port, true);
 	struct sock_peer *known;
+	struct choice chosen = {};
 	enum verdict verdict = VERDICT_PASS;
 
 	if (!old->spilled) {
@@ -256,36 +270,44 @@ static __always_inline enum verdict next_peer(struct bpf_sock_addr *ctx,
 		return VERDICT_TRANSLATE;
 	}
 	for (int tries = 0; tries < 3; tries++) {
-		verdict = resolve(ctx, t, fresh, why);
-		if (verdict != VERDICT_TRANSLATE || !collides(old, cookie, fresh))
+		verdict = resolve(ctx, t, &chosen, why);
+		if (verdict != VERDICT_TRANSLATE)
+			return verdict;
+		fill_peer(fresh, t, &chosen);
+		if (!collides(old, cookie, fresh))
 			break;
 	}
 	fresh->several = 1;
 	fresh->spilled = 1;
-	if (verdict == VERDICT_TRANSLATE)
-		spill_peer(cookie, fresh);
+	spill_peer(cookie, fresh);
 	return verdict;
 }
 
 static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6_ctx,
 				   struct tuple *t)
 {
-	struct sock_peer fresh = {}, *peer = NULL;
+	struct sock_peer fresh = {}, *peer;
 	enum reason why = REASON_NONE;
+	struct choice chosen = {};
 	enum verdict verdict;
 	bool same;
 
-	if (may_be_vip(t))
-		peer = bpf_sk_storage_get(&sock_peer, ctx->sk, NULL, 0);
+	if (!may_be_vip(t))
+		return not_a_vip(ctx, t);
+	if (!parse(ctx, t))
+		return SYS_PROCEED;
+	peer = bpf_sk_storage_get(&sock_peer, ctx->sk, NULL, 0);
 	same = peer && is_vip_of(peer, &t->dst, t->port);
 	if (same && still_serves(peer, t->v6)) {
 		set_ctx_address(ctx, v6_ctx, &peer->backend, peer->backend_port);
 		return SYS_PROCEED;
 	}
-	if (peer && !same)
+	if (peer && !same) {
 		verdict = next_peer(ctx, t, peer, &fresh, &why);
-	else
-		verdict = resolve(ctx, t, &fresh, &why);
+	} else {
+		verdict = resolve(ctx, t, &chosen, &why);
+		fill_peer(&fresh, t, &chosen);
+	}
 	if (verdict == VERDICT_PASS)
 		return SYS_PROCEED;
 	if (verdict == VERDICT_DENY)
@@ -304,7 +326,7 @@ int portolan_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct tuple t = { .dst = ctx_address(ctx, false), .v6 = false };
 
-	return parse(ctx, &t) ? sendmsg(ctx, false, &t) : SYS_PROCEED;
+	return sendmsg(ctx, false, &t);
 }
 
 /* Datagrams to IPv4-mapped addresses come through sendmsg4. */
@@ -313,7 +335,7 @@ int portolan_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct tuple t = { .dst = ctx_address(ctx, true), .v6 = true };
 
-	return parse(ctx, &t) ? sendmsg(ctx, true, &t) : SYS_PROCEED;
+	return sendmsg(ctx, true, &t);
 }
 
 /* The application sees the answer come from the address it sent to. */

@@ -100,17 +100,18 @@ static __always_inline bool in_service_cidr(const struct tuple *t,
 
 /* What an address that is no frontend of this port is. */
 static __always_inline enum found classify(const struct tuple *t,
-					   const struct node_config *config,
-					   bool maybe)
+					   const struct node_config *config)
 {
-	__u32 *owner = maybe ? lookup_key(t, &t->dst, 0, 0) : NULL;
+	__u32 *owner = lookup_key(t, &t->dst, 0, 0);
 
 	if (owner)
 		return *owner == ADDRESS_OURS ? FOUND_NO_PORT : FOUND_NOTHING;
 	return in_service_cidr(t, config) ? FOUND_NO_SERVICE : FOUND_NOTHING;
 }
 
-/* Finds the frontend of a tuple; *id is set for FOUND_FRONTEND only. */
+/* Finds the frontend of a tuple that may_be_vip let through; *id is set for
+ * FOUND_FRONTEND only.
+ */
 static __always_inline enum found find_frontend(const struct tuple *t, __u32 *id)
 {
 	__u32 zero = 0, *entry;
@@ -118,15 +119,22 @@ static __always_inline enum found find_frontend(const struct tuple *t, __u32 *id
 
 	if (!config)
 		return FOUND_NOTHING;
-	if (!may_be_vip(t))
-		return classify(t, config, false);
 	entry = lookup_key(t, &t->dst, t->port, t->proto);
 	if (!entry)
 		entry = lookup_nodeport(t, config);
 	if (!entry)
-		return classify(t, config, true);
+		return classify(t, config);
 	*id = *entry;
 	return FOUND_FRONTEND;
+}
+
+/* Whether an address that cannot be a VIP is one that no Service has. */
+static __always_inline bool unassigned(const struct tuple *t)
+{
+	__u32 zero = 0;
+	const struct node_config *config = bpf_map_lookup_elem(&node_config, &zero);
+
+	return config && in_service_cidr(t, config);
 }
 
 #endif

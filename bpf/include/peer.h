@@ -22,20 +22,28 @@ static __always_inline bool is_backend_of(const struct sock_peer *peer,
 	return peer->backend_port == port && same_address(&peer->backend, addr);
 }
 
+/* What was chosen for a tuple. */
+struct choice {
+	struct backend backend;
+	__u32 frontend;
+	__u32 frontend_generation;
+};
+
 static __always_inline void fill_peer(struct sock_peer *peer,
-				      const struct tuple *t, __u32 frontend,
-				      __u32 frontend_generation,
-				      const struct backend *b)
+				      const struct tuple *t,
+				      const struct choice *c)
 {
 	peer->vip = t->dst;
 	peer->vip_port = t->port;
-	peer->backend = b->addr;
-	peer->backend_port = b->port;
-	peer->frontend = frontend;
-	peer->frontend_generation = frontend_generation;
-	peer->backend_id = b->id;
-	peer->backend_generation = b->generation;
+	peer->backend = c->backend.addr;
+	peer->backend_port = c->backend.port;
+	peer->frontend = c->frontend;
+	peer->frontend_generation = c->frontend_generation;
+	peer->backend_id = c->backend.id;
+	peer->backend_generation = c->backend.generation;
 	peer->v6 = t->v6;
+	peer->several = 0;
+	peer->spilled = 0;
 }
 
 /* Whether datagrams may go on to the peer's backend: its frontend is still the
