@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -20,9 +21,11 @@ import (
 type entry struct {
 	Map     string `json:"map"`
 	Text    string `json:"entry"`
-	service string
-	addr    netip.AddrPort
-	proto   string
+	Service string `json:"service,omitempty"`
+	// Address is of the frontend or backend, without a port where it has none.
+	Address  string `json:"address,omitempty"`
+	Protocol string `json:"protocol,omitempty"`
+	addr     netip.AddrPort
 }
 
 // dump is what dump prints as JSON.
@@ -35,6 +38,7 @@ type dump struct {
 type dumpFilter struct {
 	service, addr, proto string
 	limit                int
+	raw                  bool
 }
 
 // dumpers read one table each, by the name operators give it.
@@ -61,7 +65,8 @@ func newDump(env *environment) *cobra.Command {
 		Long:  "Print the entries of a kernel table, a line each. MAP is one of " + strings.Join(mapNames(), ", ") + ".\nThe tables are read from their pins: no agent is needed.",
 		Example: `  portolan dump frontends
   portolan dump backends --service prod/cart
-  portolan dump all --addr 10.96.0.10`,
+  portolan dump all --addr 10.96.0.10
+  portolan dump node-addrs --raw          # keys and values as bytes`,
 		Args:      cobra.ExactArgs(1),
 		ValidArgs: append(mapNames(), "all"),
 		RunE:      func(_ *cobra.Command, args []string) error { return dumpMap(env, args[0], &f) },
@@ -70,6 +75,7 @@ func newDump(env *environment) *cobra.Command {
 	flags.StringVar(&f.service, "service", "", "only entries of this `NAMESPACE/NAME`")
 	flags.StringVar(&f.addr, "addr", "", "only entries of this `IP[:PORT]`")
 	flags.StringVar(&f.proto, "proto", "", "only entries of this `PROTOCOL`")
+	flags.BoolVar(&f.raw, "raw", false, "keys and values as the bytes they are, of every table behind MAP; takes --limit only")
 	flags.IntVar(&f.limit, "limit", 0, "at most `N` entries of a table")
 	return cmd
 }
@@ -81,44 +87,98 @@ func dumpMap(env *environment, what string, f *dumpFilter) error {
 	} else if dumpers[what] == nil {
 		return fmt.Errorf("there is no map %q: use one of %s, all", what, strings.Join(mapNames(), ", "))
 	}
+	if err := f.validate(); err != nil {
+		return err
+	}
 	set, err := env.tables()
 	if err != nil {
 		return err
 	}
 	defer set.Close()
-	resolved, err := set.Resolve()
+	read := f.readable
+	if f.raw {
+		read = f.bytes
+	}
+	items, err := read(set, names)
 	if err != nil {
 		return err
 	}
-	out := dump{Meta: api.Meta{APIVersion: api.Version, Kind: "Dump"}, Items: []entry{}}
-	for _, name := range names {
-		list, err := dumpers[name](set, resolved)
-		if err != nil {
-			return fmt.Errorf("dump %s: %w", name, err)
-		}
-		list = slices.DeleteFunc(list, func(e entry) bool { return !f.wants(&e) })
-		if f.limit > 0 {
-			list = list[:min(f.limit, len(list))]
-		}
-		for i := range list {
-			list[i].Map = name
-		}
-		out.Items = append(out.Items, list...)
+	return printDump(env, items, what == "all" || f.raw)
+}
+
+func printDump(env *environment, items []entry, named bool) error {
+	var names []string
+	for _, e := range items {
+		key, _, _ := strings.Cut(e.Text, " ")
+		names = append(names, e.Map+"/"+key)
 	}
-	if done, err := env.machine(out); done || err != nil {
+	out := dump{Meta: api.Meta{APIVersion: api.Version, Kind: "Dump"}, Items: items}
+	if done, err := env.machine(out, names); done || err != nil {
 		return err
 	}
-	for _, e := range out.Items {
-		if what == "all" {
-			fmt.Fprintf(env.out, "%-11s", e.Map)
+	for _, e := range items {
+		if named {
+			fmt.Fprintf(env.out, "%-15s", e.Map)
 		}
 		fmt.Fprintln(env.out, e.Text)
 	}
 	return nil
 }
 
+// readable reads tables by the names operators give them.
+func (f *dumpFilter) readable(set *maps.Set, names []string) ([]entry, error) {
+	resolved, err := set.Resolve()
+	if err != nil {
+		return nil, err
+	}
+	out := []entry{}
+	for _, name := range names {
+		list, err := dumpers[name](set, resolved)
+		if err != nil {
+			return nil, fmt.Errorf("dump %s: %w", name, err)
+		}
+		list = slices.DeleteFunc(list, func(e entry) bool { return !f.wants(&e) })
+		if f.limit > 0 {
+			list = list[:min(f.limit, len(list))]
+		}
+		for i := range list {
+			list[i].Map, list[i].Address = name, addressText(list[i].addr)
+		}
+		out = append(out, list...)
+	}
+	return out, nil
+}
+
+func addressText(a netip.AddrPort) string {
+	switch {
+	case !a.IsValid():
+		return ""
+	case a.Port() == 0:
+		return a.Addr().String()
+	}
+	return a.String()
+}
+
+// validate makes addresses comparable and finds what cannot be meant.
+func (f *dumpFilter) validate() error {
+	if f.raw && (f.service != "" || f.addr != "" || f.proto != "") {
+		return errors.New("--raw shows entries as bytes, which --service, --addr and --proto cannot choose among: leave them out")
+	}
+	if f.addr == "" {
+		return nil
+	}
+	if a, err := netip.ParseAddr(f.addr); err == nil {
+		f.addr = a.String()
+	} else if ap, err := netip.ParseAddrPort(f.addr); err == nil {
+		f.addr = ap.String()
+	} else {
+		return fmt.Errorf("--addr %s: use IP or IP:PORT, [IP]:PORT for IPv6", f.addr)
+	}
+	return nil
+}
+
 func (f *dumpFilter) wants(e *entry) bool {
-	if f.service != "" && e.service != f.service || f.proto != "" && !strings.EqualFold(e.proto, f.proto) {
+	if f.service != "" && e.Service != f.service || f.proto != "" && !strings.EqualFold(e.Protocol, f.proto) {
 		return false
 	}
 	return f.addr == "" || e.addr.String() == f.addr || e.addr.IsValid() && e.addr.Addr().String() == f.addr
@@ -162,7 +222,7 @@ func dumpFrontends(_ *maps.Set, r *maps.Resolved) ([]entry, error) {
 		if f.Affinity > 0 {
 			text += fmt.Sprintf(" affinity=%ds", f.Affinity)
 		}
-		out = append(out, entry{Text: text, service: serviceOf(f.Name), addr: f.Addr, proto: proto})
+		out = append(out, entry{Text: text, Service: serviceOf(f.Name), addr: f.Addr, Protocol: proto})
 	}
 	owners := make([]netip.Addr, 0, len(r.Owners))
 	for addr := range r.Owners {
@@ -193,7 +253,7 @@ func dumpSlots(_ *maps.Set, r *maps.Resolved) ([]entry, error) {
 				seen[slot] = true
 				out = append(out, entry{
 					Text:    fmt.Sprintf("%d backend=%d gen=%d %s %s", slot, b.ID, b.Generation, b.Addr, label(f.Name)),
-					service: serviceOf(f.Name), addr: b.Addr, proto: protocolName(b.Protocol),
+					Service: serviceOf(f.Name), addr: b.Addr, Protocol: protocolName(b.Protocol),
 				})
 			}
 		}
@@ -220,7 +280,7 @@ func dumpBackends(_ *maps.Set, r *maps.Resolved) ([]entry, error) {
 				text += f.name
 			}
 		}
-		out = append(out, entry{Text: text, service: serviceOf(name), addr: b.Addr, proto: proto})
+		out = append(out, entry{Text: text, Service: serviceOf(name), addr: b.Addr, Protocol: proto})
 	}
 	for i := range r.Frontends {
 		f := &r.Frontends[i]
@@ -255,7 +315,7 @@ func dumpSources(_ *maps.Set, r *maps.Resolved) ([]entry, error) {
 	for i := range r.Frontends {
 		f := &r.Frontends[i]
 		for _, p := range f.Sources {
-			out = append(out, entry{Text: fmt.Sprintf("%s lets %s in", label(f.Name), p), service: serviceOf(f.Name), addr: f.Addr})
+			out = append(out, entry{Text: fmt.Sprintf("%s lets %s in", label(f.Name), p), Service: serviceOf(f.Name), addr: f.Addr})
 		}
 	}
 	return out, nil
@@ -270,7 +330,7 @@ func dumpAffinity(set *maps.Set, r *maps.Resolved) ([]entry, error) {
 	var err error
 	for k, v := range set.Affinity.All(&err) {
 		name := names[k.ServicePort]
-		out = append(out, entry{Text: fmt.Sprintf("%s namespace=%d backend=%d gen=%d", label(name), k.Client[0], v.Backend, v.Generation), service: serviceOf(name)})
+		out = append(out, entry{Text: fmt.Sprintf("%s namespace=%d backend=%d gen=%d", label(name), k.Client[0], v.Backend, v.Generation), Service: serviceOf(name)})
 	}
 	return out, err
 }
@@ -284,7 +344,7 @@ func dumpSockRev(set *maps.Set, _ *maps.Resolved) ([]entry, error) {
 		}
 		vip := netip.AddrPortFrom(maps.FromAddr16(v.Vip), maps.Port16(v.VipPort))
 		backend := netip.AddrPortFrom(maps.FromAddr16(v.Backend), maps.Port16(v.BackendPort))
-		out = append(out, entry{Text: fmt.Sprintf("socket=%d %s -> %s", k.Cookie, vip, backend), addr: vip, proto: service.UDP.String()})
+		out = append(out, entry{Text: fmt.Sprintf("socket=%d %s -> %s", k.Cookie, vip, backend), addr: vip, Protocol: service.UDP.String()})
 	}
 	return out, err
 }

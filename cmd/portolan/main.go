@@ -36,13 +36,16 @@ var errFinding = errors.New("negative finding")
 // errNobody means that there is neither an agent nor pinned tables.
 var errNobody = errors.New("nothing to talk to")
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	os.Exit(run(&environment{in: os.Stdin, out: os.Stdout, errOut: os.Stderr, now: time.Now}, os.Args[1:]))
+}
 
-// run is main for tests.
-func run(args []string, out, errOut io.Writer) int {
-	env := &environment{out: out, errOut: errOut}
+// run is main without the process around it.
+func run(env *environment, args []string) int {
+	out, errOut := env.out, env.errOut
 	root := newRoot(env)
 	root.SetArgs(args)
+	root.SetIn(env.in)
 	root.SetOut(out)
 	root.SetErr(errOut)
 	err := root.Execute()
@@ -61,11 +64,15 @@ func run(args []string, out, errOut io.Writer) int {
 
 // environment is what all subcommands share.
 type environment struct {
+	in          io.Reader
 	out, errOut io.Writer
+	now         func() time.Time
 	bpffsRoot   string
 	socket      string
 	output      string
 	noHeaders   bool
+	color       string
+	coloured    bool // what color comes to
 	quiet       bool
 	timeout     time.Duration
 }
@@ -77,15 +84,25 @@ func newRoot(env *environment) *cobra.Command {
 		Long:          "See what Portolan does with this node's Services.\n\nExit codes: 0 fine, 1 a negative finding, 2 usage or internal error, 3 nothing to talk to.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			return checkOutput(env.output)
+		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
+			if err := checkOutput(env.output); err != nil {
+				return err
+			}
+			env.coloured, err = wantsColour(env.color, env.output, env.out)
+			return err
 		},
+		Example: `  portolan status
+  portolan services
+  portolan services default/web
+  portolan verify
+  source <(portolan completion bash)`,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&env.bpffsRoot, "bpffs-root", "/sys/fs/bpf/portolan", "`DIR` of the pinned tables")
 	f.StringVar(&env.socket, "socket", "/run/portolan/agent.sock", "unix socket `PATH` of the agent")
 	f.StringVarP(&env.output, "output", "o", "table", "table, wide, json, yaml, name or jsonpath=`EXPR`")
 	f.BoolVar(&env.noHeaders, "no-headers", false, "tables without a header line")
+	f.StringVar(&env.color, "color", "auto", "`WHEN` to colour tables: auto (at a terminal, unless NO_COLOR is set), always or never")
 	f.BoolVarP(&env.quiet, "quiet", "q", false, "no notes on standard error")
 	f.DurationVar(&env.timeout, "timeout", 5*time.Second, "wait this long for the agent")
 	root.AddCommand(newStatus(env), newServices(env), newDump(env), newVerify(env), newCheck(env), newCleanup(env), newVersion(env))
@@ -105,7 +122,7 @@ func (e *environment) note(format string, args ...any) {
 func (e *environment) tables() (*maps.Set, error) {
 	set, err := maps.OpenPinned(loader.TableDir(e.bpffsRoot), false)
 	if errors.Is(err, maps.ErrNotPinned) {
-		return nil, fmt.Errorf("%w: no agent answers on --socket %s and no tables are pinned in --bpffs-root %s", errNobody, e.socket, e.bpffsRoot)
+		return nil, fmt.Errorf("%w: no tables are pinned in --bpffs-root %s; start portolan-agent, or name the --bpffs-root and --socket that it has", errNobody, e.bpffsRoot)
 	}
 	return set, err
 }
@@ -118,15 +135,4 @@ func (e *environment) resolved() (*maps.Resolved, error) {
 	}
 	defer set.Close()
 	return set.Resolve()
-}
-
-func newVersion(env *environment) *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Example: "  portolan version",
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(env.out, "portolan", version)
-			return err
-		},
-	}
 }

@@ -7,10 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/util/duration"
 	"k8s.io/client-go/util/jsonpath"
 	"sigs.k8s.io/yaml"
 
@@ -30,8 +33,8 @@ func checkOutput(output string) error {
 }
 
 // machine prints an object in a form for programs, or returns false when the
-// form asked for is one for people.
-func (e *environment) machine(object any) (bool, error) {
+// form asked for is one for people. The names are what -o name prints.
+func (e *environment) machine(object any, names []string) (bool, error) {
 	switch {
 	case e.output == "json":
 		encoder := json.NewEncoder(e.out)
@@ -44,6 +47,11 @@ func (e *environment) machine(object any) (bool, error) {
 		}
 		_, err = e.out.Write(text)
 		return true, err
+	case e.output == "name":
+		for _, name := range names {
+			fmt.Fprintln(e.out, name)
+		}
+		return true, nil
 	case strings.HasPrefix(e.output, "jsonpath="):
 		return true, printPath(e.out, strings.TrimPrefix(e.output, "jsonpath="), object)
 	}
@@ -52,7 +60,7 @@ func (e *environment) machine(object any) (bool, error) {
 
 // printPath evaluates an expression over the object's JSON fields.
 func printPath(w io.Writer, expression string, object any) error {
-	if !strings.HasPrefix(expression, "{") {
+	if !strings.Contains(expression, "{") {
 		expression = "{" + expression + "}"
 	}
 	path := jsonpath.New("output")
@@ -75,33 +83,88 @@ func printPath(w io.Writer, expression string, object any) error {
 	return err
 }
 
+// gap stands between the columns of a table, as kubectl has it.
+const gap = 3
+
 // table prints rows under a header, columns aligned as kubectl aligns them.
-func (e *environment) table(header []string, rows [][]string) error {
-	w := tabwriter.NewWriter(e.out, 0, 8, 3, ' ', 0)
-	if !e.noHeaders {
-		fmt.Fprintln(w, strings.Join(header, "\t"))
+// Words that judge are coloured in the column judged, counted from 0; -1 is
+// none.
+func (e *environment) table(header []string, rows [][]string, judged int) error {
+	if !e.noHeaders && header != nil {
+		rows = append([][]string{header}, rows...)
 	}
+	var widths []int
 	for _, row := range rows {
-		fmt.Fprintln(w, strings.Join(row, "\t"))
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
 	}
-	return w.Flush()
+	var b strings.Builder
+	for _, row := range rows {
+		for i, cell := range row {
+			padding := widths[i] - utf8.RuneCountInString(cell) + gap
+			if i == judged {
+				cell = e.paint(cell)
+			}
+			b.WriteString(cell)
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", padding))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	_, err := io.WriteString(e.out, b.String())
+	return err
 }
 
-// age is a duration as kubectl prints it.
-func age(t time.Time) string {
+// Colours of the words that judge, as terminals number them.
+var colours = map[string]string{
+	"ok": "32", "yes": "32",
+	"warn": "33", "WARN": "33", "degraded": "33", "reading": "33", "away": "33", "not running": "33",
+	"fail": "31", "no": "31", "DIFFERS": "31",
+}
+
+// paint colours a word that judges, where colours are wanted.
+func (e *environment) paint(word string) string {
+	colour, ok := colours[word]
+	if !ok || !e.coloured {
+		return word
+	}
+	return "\x1b[" + colour + "m" + word + "\x1b[0m"
+}
+
+// wantsColour decides whether output to out is coloured. Only what people read
+// is: the table form.
+func wantsColour(when, output string, out io.Writer) (bool, error) {
+	switch when {
+	case "always":
+		return output == "table", nil
+	case "auto":
+		return output == "table" && os.Getenv("NO_COLOR") == "" && isTerminal(out), nil
+	case "never":
+		return false, nil
+	}
+	return false, fmt.Errorf("--color %s: use auto, always or never", when)
+}
+
+func isTerminal(stream any) bool {
+	file, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// age is the time since t as kubectl prints it.
+func (e *environment) age(t time.Time) string {
 	if t.IsZero() {
 		return "<unknown>"
 	}
-	d := time.Since(t)
-	switch {
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < 3*time.Hour:
-		return fmt.Sprintf("%dm", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", int(d.Hours()))
-	}
-	return fmt.Sprintf("%dd", int(d.Hours()/24))
+	return duration.HumanDuration(e.now().Sub(t))
 }
 
 func orNone(list []string) string {
@@ -109,6 +172,20 @@ func orNone(list []string) string {
 		return "<none>"
 	}
 	return strings.Join(list, ",")
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 func protocolName(p uint8) string { return service.Protocol(p).String() }

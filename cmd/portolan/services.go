@@ -6,13 +6,14 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"portolan.dev/portolan/maps"
+	tables "portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/api"
 	"portolan.dev/portolan/pkg/service"
 )
@@ -23,7 +24,7 @@ type filter struct {
 	kind        string
 	noEndpoints bool
 	sortBy      string
-	what        string // NS/NAME, VIP or VIP:PORT
+	what        string // NS/NAME, NAME beside a namespace, VIP or VIP:PORT
 }
 
 func newServices(env *environment) *cobra.Command {
@@ -36,27 +37,41 @@ func newServices(env *environment) *cobra.Command {
 		Long:    "List Services as kubectl does, with their endpoints. Naming one shows each endpoint,\nwhether it is used, and why. Without an agent the pinned tables are read.",
 		Example: `  portolan services
   portolan services -n prod --no-endpoints
-  portolan services prod/cart
+  portolan services prod/cart              # or: -n prod cart
   portolan services 10.96.0.10:80
   portolan services -o jsonpath='{.items[*].name}'`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if all {
+				f.namespace = ""
+			}
 			if len(args) == 1 {
 				f.what = args[0]
 			}
-			if f.sortBy != "name" && f.sortBy != "backends" {
-				return fmt.Errorf("--sort-by %s: use name or backends", f.sortBy)
+			if err := f.validate(); err != nil {
+				return err
 			}
 			return listServices(env, &f)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&f.namespace, "namespace", "n", "", "only this `NAMESPACE`")
-	flags.BoolVarP(&all, "all-namespaces", "A", true, "all namespaces (the default)")
+	flags.BoolVarP(&all, "all-namespaces", "A", false, "all namespaces (the default without -n)")
 	flags.StringVar(&f.kind, "type", "", "only this `TYPE`: ClusterIP, NodePort, LoadBalancer, ExternalName")
-	flags.BoolVar(&f.noEndpoints, "no-endpoints", false, "only Services without a usable endpoint")
+	flags.BoolVar(&f.noEndpoints, "no-endpoints", false, "only Services with a port that has no usable endpoint")
 	flags.StringVar(&f.sortBy, "sort-by", "name", "name or backends")
 	return cmd
+}
+
+func (f *filter) validate() error {
+	if f.sortBy != "name" && f.sortBy != "backends" {
+		return fmt.Errorf("--sort-by %s: use name or backends", f.sortBy)
+	}
+	kinds := []string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalName"}
+	if f.kind != "" && !slices.ContainsFunc(kinds, func(k string) bool { return strings.EqualFold(k, f.kind) }) {
+		return fmt.Errorf("--type %s: use %s", f.kind, strings.Join(kinds, ", "))
+	}
+	return nil
 }
 
 func listServices(env *environment, f *filter) error {
@@ -69,11 +84,15 @@ func listServices(env *environment, f *filter) error {
 	}
 	list.Items = slices.DeleteFunc(list.Items, func(s api.Service) bool { return !f.wants(&s) })
 	if f.sortBy == "backends" {
-		slices.SortStableFunc(list.Items, func(a, b api.Service) int { return cmp.Compare(len(b.Endpoints), len(a.Endpoints)) })
+		slices.SortStableFunc(list.Items, func(a, b api.Service) int { return cmp.Compare(usable(&b), usable(&a)) })
 	}
-	done, err := env.machine(list)
+	var names []string
+	for _, s := range list.Items {
+		names = append(names, "service/"+s.Namespace+"/"+s.Name)
+	}
+	done, err := env.machine(list, names)
 	if err == nil && !done {
-		err = printServices(env, &list, f.what != "")
+		err = printServices(env, &list, f)
 	}
 	if err == nil && f.what != "" && len(list.Items) == 0 {
 		env.note("no Service is %s", f.what)
@@ -86,7 +105,7 @@ func (f *filter) wants(s *api.Service) bool {
 	if f.namespace != "" && s.Namespace != f.namespace || f.kind != "" && !strings.EqualFold(s.Type, f.kind) {
 		return false
 	}
-	if f.noEndpoints && usable(s) > 0 {
+	if f.noEndpoints && !lacksEndpoints(s) {
 		return false
 	}
 	return f.what == "" || f.names(s)
@@ -94,46 +113,89 @@ func (f *filter) wants(s *api.Service) bool {
 
 // names tells whether the argument means this Service.
 func (f *filter) names(s *api.Service) bool {
-	if f.what == s.Namespace+"/"+s.Name {
+	if f.what == s.Namespace+"/"+s.Name || f.namespace != "" && f.what == s.Name {
 		return true
 	}
 	addr, port := f.what, uint16(0)
 	if ap, err := netip.ParseAddrPort(f.what); err == nil {
 		addr, port = ap.Addr().String(), ap.Port()
+	} else if a, err := netip.ParseAddr(f.what); err == nil {
+		addr = a.String()
 	}
-	if !slices.Contains(s.ClusterIPs, addr) && !slices.Contains(s.ExternalIPs, addr) && !slices.Contains(s.Ingress, addr) {
+	if !slices.Contains(slices.Concat(s.ClusterIPs, s.ExternalIPs, s.Ingress, s.ProxyIngress), addr) {
 		return false
 	}
 	return port == 0 || slices.ContainsFunc(s.Ports, func(p api.Port) bool { return p.Port == port })
 }
 
-// usable counts the endpoints that somebody may be sent to.
-func usable(s *api.Service) int {
-	n := 0
-	for _, e := range s.Endpoints {
-		if e.InCluster || e.InLocal || s.Headless && e.Ready {
-			n++
+// used tells whether somebody may be sent to the endpoint.
+func used(s *api.Service, e *api.Endpoint) bool {
+	return e.InCluster || e.InLocal || s.Headless && e.Ready
+}
+
+// counted counts endpoints and those of them that are used. What serves
+// several ports, or has an address of each family, is one endpoint.
+func counted(s *api.Service) (usable, all int) {
+	known := map[string]bool{}
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		name := e.Target
+		if addr, err := netip.ParseAddrPort(e.Address); err == nil && name == "" {
+			name = addr.Addr().String()
+		}
+		known[name] = known[name] || used(s, e)
+	}
+	for _, in := range known {
+		if in {
+			usable++
 		}
 	}
+	return usable, len(known)
+}
+
+func usable(s *api.Service) int {
+	n, _ := counted(s)
 	return n
 }
 
-func printServices(env *environment, list *api.ServiceList, detail bool) error {
-	if env.output == "name" {
-		for _, s := range list.Items {
-			fmt.Fprintf(env.out, "service/%s/%s\n", s.Namespace, s.Name)
-		}
-		return nil
+// lacksEndpoints tells whether a port of the Service leads nowhere.
+func lacksEndpoints(s *api.Service) bool {
+	if s.Type == service.ExternalName.String() || s.ServedBy != "" {
+		return false
 	}
+	for _, p := range s.Ports {
+		serves := func(e api.Endpoint) bool {
+			return used(s, &e) && e.PortName == p.Name && e.Protocol == p.Protocol
+		}
+		if !slices.ContainsFunc(s.Endpoints, serves) {
+			return true
+		}
+	}
+	return len(s.Ports) == 0 && usable(s) == 0
+}
+
+func printServices(env *environment, list *api.ServiceList, f *filter) error {
 	header := []string{"NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "ENDPOINTS", "AGE", "SELECTOR"}
 	if env.output == "wide" {
 		header = append(header, "ADDRESSES")
 	}
 	var rows [][]string
 	for i := range list.Items {
-		rows = append(rows, row(&list.Items[i], env.output == "wide"))
+		rows = append(rows, row(env, &list.Items[i]))
 	}
-	if err := env.table(header, rows); err != nil || !detail {
+	if f.namespace != "" {
+		header = header[1:]
+		for i := range rows {
+			rows[i] = rows[i][1:]
+		}
+	}
+	if len(rows) == 0 {
+		if f.what == "" {
+			env.note("no Services found")
+		}
+		return nil
+	}
+	if err := env.table(header, rows, -1); err != nil || f.what == "" {
 		return err
 	}
 	for i := range list.Items {
@@ -144,30 +206,29 @@ func printServices(env *environment, list *api.ServiceList, detail bool) error {
 	return nil
 }
 
-func row(s *api.Service, wide bool) []string {
-	clusterIP, external := orNone(s.ClusterIPs), orNone(slices.Concat(s.ExternalIPs, s.Ingress, s.ProxyIngress))
+func row(env *environment, s *api.Service) []string {
+	clusterIP, external := orNone(s.ClusterIPs), slices.Concat(s.ExternalIPs, s.Ingress, s.ProxyIngress)
 	switch {
 	case s.Headless:
 		clusterIP = "None"
 	case s.Type == service.ExternalName.String():
-		external = s.ExternalName
+		external = []string{s.ExternalName}
+	case s.Type == service.LoadBalancer.String() && len(external) == 0:
+		external = []string{"<pending>"}
 	}
-	r := []string{s.Namespace, s.Name, s.Type, clusterIP, external, ports(s), endpoints(s), age(s.Created), orNone(splitSelector(s.Selector))}
-	if wide {
+	selector := s.Selector
+	if selector == "" {
+		selector = orNone(nil)
+	}
+	r := []string{s.Namespace, s.Name, s.Type, clusterIP, orNone(external), ports(s), endpoints(s), env.age(s.Created), selector}
+	if env.output == "wide" {
 		var addrs []string
 		for _, e := range s.Endpoints {
-			addrs = append(addrs, e.Address)
+			addrs = append(addrs, shownAddress(e.Address))
 		}
 		r = append(r, orNone(addrs))
 	}
 	return r
-}
-
-func splitSelector(selector string) []string {
-	if selector == "" {
-		return nil
-	}
-	return []string{selector}
 }
 
 func endpoints(s *api.Service) string {
@@ -175,9 +236,10 @@ func endpoints(s *api.Service) string {
 		return "served by " + s.ServedBy
 	}
 	if s.Type == service.ExternalName.String() {
-		return "<none>"
+		return orNone(nil)
 	}
-	return fmt.Sprintf("%d/%d", usable(s), len(s.Endpoints))
+	usable, all := counted(s)
+	return fmt.Sprintf("%d/%d", usable, all)
 }
 
 // ports are written as kubectl writes them: 80:30080/TCP.
@@ -200,16 +262,25 @@ func printEndpoints(env *environment, s *api.Service) error {
 	fmt.Fprintln(env.out)
 	var rows [][]string
 	for _, e := range s.Endpoints {
-		rows = append(rows, []string{e.Address, e.PortName + "/" + e.Protocol, orDash(e.Target), orDash(e.Node), orDash(e.Zone), yes(e.InCluster), yes(e.InLocal), e.Reason})
+		rows = append(rows, []string{shownAddress(e.Address), portLabel(e.PortName, e.Protocol), orDash(e.Target), orDash(e.Node), orDash(e.Zone), yes(e.InCluster), yes(e.InLocal), e.Reason})
 	}
-	return env.table([]string{"ENDPOINT", "PORT", "TARGET", "NODE", "ZONE", "CLUSTER", "LOCAL", "WHY"}, rows)
+	return env.table([]string{"ENDPOINT", "PORT", "TARGET", "NODE", "ZONE", "CLUSTER", "LOCAL", "WHY"}, rows, -1)
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
+// shownAddress leaves out the port 0 of an endpoint that DNS knows as an
+// address only.
+func shownAddress(address string) string {
+	if a, err := netip.ParseAddrPort(address); err == nil {
+		return addressText(a)
 	}
-	return s
+	return address
+}
+
+func portLabel(name, protocol string) string {
+	if name == "" {
+		return orDash(protocol)
+	}
+	return name + "/" + protocol
 }
 
 // servicesFromTables puts together what the pinned tables know of Services.
@@ -219,34 +290,46 @@ func servicesFromTables(env *environment) (api.ServiceList, error) {
 	if err != nil {
 		return list, err
 	}
-	env.note("agent: not running; reading pinned tables (they know no headless or ExternalName Services, selectors or ages)")
-	byName := map[string]*api.Service{}
-	var names []string
+	env.note("agent: not running; reading pinned tables (they know no headless or ExternalName Services, no selectors, ages or endpoints that are out; a LoadBalancer shows as what else it is)")
+	g := gathering{services: map[string]*api.Service{}, seen: map[member]bool{}}
 	for i := range r.Frontends {
-		f := &r.Frontends[i]
-		name := f.Name.Namespace + "/" + f.Name.Name
-		s := byName[name]
-		if s == nil {
-			s = &api.Service{Namespace: f.Name.Namespace, Name: f.Name.Name, Type: service.ClusterIP.String(), Ports: []api.Port{}, Endpoints: []api.Endpoint{}}
-			byName[name] = s
-			names = append(names, name)
-		}
-		addFrontend(s, f, r.Owners)
+		g.add(&r.Frontends[i], r.Owners)
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		list.Items = append(list.Items, *byName[name])
+	for _, name := range slices.Sorted(maps.Keys(g.services)) {
+		list.Items = append(list.Items, *g.services[name])
 	}
 	return list, nil
 }
 
-func addFrontend(s *api.Service, f *maps.Frontend, owners map[netip.Addr]uint32) {
+// gathering puts Services together from their frontends.
+type gathering struct {
+	services map[string]*api.Service
+	seen     map[member]bool
+}
+
+// member is an endpoint of a Service.
+type member struct {
+	service  *api.Service
+	endpoint api.Endpoint
+}
+
+func (g *gathering) service(n tables.ServiceName) *api.Service {
+	s := g.services[serviceOf(n)]
+	if s == nil {
+		s = &api.Service{Namespace: n.Namespace, Name: n.Name, Type: service.ClusterIP.String(), Ports: []api.Port{}, Endpoints: []api.Endpoint{}}
+		g.services[serviceOf(n)] = s
+	}
+	return s
+}
+
+func (g *gathering) add(f *tables.Frontend, owners map[netip.Addr]uint32) {
+	s := g.service(f.Name)
 	addr, port := f.Addr.Addr(), api.Port{Name: f.Name.Port, Port: f.Addr.Port(), Protocol: protocolName(f.Protocol)}
 	switch {
 	case addr.IsUnspecified():
 		s.Type = service.NodePort.String()
 		port.NodePort, port.Port = port.Port, 0
-	case owners[addr] == maps.AddressOurs:
+	case owners[addr] == tables.AddressOurs:
 		s.ClusterIPs = addOnce(s.ClusterIPs, addr.String())
 	default:
 		s.ExternalIPs = addOnce(s.ExternalIPs, addr.String())
@@ -257,24 +340,30 @@ func addFrontend(s *api.Service, f *maps.Frontend, owners map[netip.Addr]uint32)
 	} else {
 		s.Ports = append(s.Ports, port)
 	}
-	for _, scope := range []*maps.Range{&f.Internal, &f.External} {
-		for _, b := range scope.Backends {
-			e := api.Endpoint{
-				Address: b.Addr.String(), PortName: f.Name.Port, Protocol: port.Protocol, Serving: true,
-				Ready: b.Flags&maps.BackendStateMask == maps.BackendActive, Terminating: b.Flags&maps.BackendStateMask == maps.BackendDraining,
-				InCluster: b.Flags&maps.BackendInCluster != 0, InLocal: b.Flags&maps.BackendInLocal != 0,
-				Reason: "in: " + backendState(b.Flags),
-			}
-			if !slices.Contains(s.Endpoints, e) {
+	for _, scope := range []*tables.Range{&f.Internal, &f.External} {
+		for i := range scope.Backends {
+			e := endpointOf(f, &scope.Backends[i])
+			if !g.seen[member{s, e}] {
+				g.seen[member{s, e}] = true
 				s.Endpoints = append(s.Endpoints, e)
 			}
 		}
 	}
 }
 
-func addOnce(list []string, s string) []string {
-	if slices.Contains(list, s) {
+func endpointOf(f *tables.Frontend, b *tables.Backend) api.Endpoint {
+	state := b.Flags & tables.BackendStateMask
+	return api.Endpoint{
+		Address: b.Addr.String(), PortName: f.Name.Port, Protocol: protocolName(f.Protocol),
+		Ready: state == tables.BackendActive, Serving: true, Terminating: state == tables.BackendDraining,
+		InCluster: b.Flags&tables.BackendInCluster != 0, InLocal: b.Flags&tables.BackendInLocal != 0,
+		Reason: "in: " + backendState(b.Flags),
+	}
+}
+
+func addOnce(list []string, item string) []string {
+	if slices.Contains(list, item) {
 		return list
 	}
-	return append(list, s)
+	return append(list, item)
 }

@@ -7,13 +7,15 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/pkg/api"
+	"portolan.dev/portolan/pkg/reconcile"
+	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/pkg/source"
 )
 
 func newStatus(env *environment) *cobra.Command {
@@ -40,7 +42,7 @@ func newStatus(env *environment) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&brief, "brief", false, "one line")
-	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until nothing is degraded, this `LONG` at most")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait until nothing is degraded, for this `DURATION` at most")
 	return cmd
 }
 
@@ -56,7 +58,7 @@ func awaitStatus(env *environment, wait time.Duration) (api.Status, error) {
 }
 
 func printStatus(env *environment, s *api.Status, brief bool) error {
-	done, err := env.machine(s)
+	done, err := env.machine(s, []string{"node/" + s.Node})
 	if err != nil {
 		return err
 	}
@@ -79,31 +81,60 @@ func briefly(s *api.Status) string {
 }
 
 func writeStatus(env *environment, s *api.Status) error {
-	w := tabwriter.NewWriter(env.out, 0, 8, 3, ' ', 0)
-	line := func(name, state, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", name, state, fmt.Sprintf(format, args...))
+	summary := [][]string{
+		{"Agent", "ok", fmt.Sprintf("%s up %s  node %s%s  pid %d", s.Version, env.age(s.Started), s.Node, zone(s.Zone), s.PID)},
+		{"Source", sourceState(s), s.Source},
+		{"Datapath", datapathState(s), fmt.Sprintf("kernel %s, %d of %d hooks attached to %s", s.Kernel, attached(s.Hooks), len(s.Hooks), s.CgroupRoot)},
+		{"Services", fmt.Sprint(total(s.Services)), fmt.Sprintf("%s · backends %d (%d draining)", types(s.Services), s.Backends.Active+s.Backends.Draining, s.Backends.Draining)},
+		{"Programming", fmt.Sprint(s.Programming.Changes), fmt.Sprintf("changes, p50 %s p99 %s%s", milliseconds(s.Programming.P50), milliseconds(s.Programming.P99), lastChange(env, s.Programming.Last))},
 	}
-	line("Agent", "ok", "%s up %s  node %s%s  pid %d", s.Version, age(s.Started), s.Node, zone(s.Zone), s.PID)
-	line("Source", sourceState(s), "%s", s.Source)
-	line("Datapath", datapathState(s), "kernel %s, %d of %d hooks attached to %s", s.Kernel, attached(s.Hooks), len(s.Hooks), s.CgroupRoot)
-	line("Services", fmt.Sprint(total(s.Services)), "%s · backends %d (%d draining)", types(s.Services), s.Backends.Active+s.Backends.Draining, s.Backends.Draining)
-	line("Programming", fmt.Sprint(s.Programming.Changes), "changes, p50 %s p99 %s%s", milliseconds(s.Programming.P50), milliseconds(s.Programming.P99), lastChange(s.Programming.Last))
-	fmt.Fprintln(w, "\nHOOK\tMODE\tATTACHED\t")
-	for _, h := range s.Hooks {
-		fmt.Fprintf(w, "%s\t%s\t%s\t\n", h.Hook, h.Mode, yes(h.Attached))
-	}
-	fmt.Fprintln(w, "\nTABLE\tUSED\tCAPACITY\tFULL")
-	for _, t := range s.Tables {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d%%\n", t.Table, t.Used, t.Capacity, 100*uint64(t.Used)/max(1, uint64(t.Capacity)))
-	}
-	fmt.Fprintln(w, "\nDENIED\tERRNO\tCALLS\t")
-	for _, d := range s.Denied {
-		fmt.Fprintf(w, "%s\t%s\t%d\t\n", d.Reason, d.Errno, d.Count)
-	}
-	if err := w.Flush(); err != nil {
+	if err := env.table(nil, summary, 1); err != nil {
 		return err
 	}
-	fmt.Fprintln(env.out)
+	if err := writeDetails(env, s); err != nil {
+		return err
+	}
+	writeRemarks(env, s)
+	return nil
+}
+
+// writeDetails prints the tables of hooks, tables, and calls not let through.
+func writeDetails(env *environment, s *api.Status) error {
+	var hooks, tables, denied [][]string
+	for _, h := range s.Hooks {
+		hooks = append(hooks, []string{h.Hook, h.Mode, yes(h.Attached)})
+	}
+	for _, t := range s.Tables {
+		full := 100 * uint64(t.Used) / max(1, uint64(t.Capacity))
+		tables = append(tables, []string{t.Table, fmt.Sprint(t.Used), fmt.Sprint(t.Capacity), fmt.Sprintf("%d%%", full)})
+	}
+	for _, d := range s.Denied {
+		denied = append(denied, []string{d.Reason, d.Errno, fmt.Sprint(d.Count)})
+	}
+	for _, part := range []struct {
+		header []string
+		rows   [][]string
+		judged int
+	}{
+		{[]string{"HOOK", "MODE", "ATTACHED"}, hooks, 2},
+		{[]string{"TABLE", "USED", "CAPACITY", "FULL"}, tables, -1},
+		{[]string{"DENIED", "ERRNO", "CALLS"}, denied, -1},
+	} {
+		if len(part.rows) == 0 {
+			continue
+		}
+		fmt.Fprintln(env.out)
+		if err := env.table(part.header, part.rows, part.judged); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeRemarks(env *environment, s *api.Status) {
+	if len(s.Missing)+len(s.Ineffective)+len(s.Degraded)+len(s.Problems) > 0 {
+		fmt.Fprintln(env.out)
+	}
 	for _, m := range s.Missing {
 		fmt.Fprintln(env.out, "NOTE  this kernel has no", m)
 	}
@@ -111,12 +142,11 @@ func writeStatus(env *environment, s *api.Status) error {
 		fmt.Fprintln(env.out, "NOTE ", f, "has no effect yet")
 	}
 	for _, d := range s.Degraded {
-		fmt.Fprintln(env.out, "WARN ", d)
+		fmt.Fprintln(env.out, env.paint("WARN")+" ", d)
 	}
 	for _, p := range s.Problems {
-		fmt.Fprintf(env.out, "WARN  %s: %s\n", p.Object, p.Message)
+		fmt.Fprintf(env.out, "%s  %s: %s\n", env.paint("WARN"), p.Object, p.Message)
 	}
-	return nil
 }
 
 func zone(z string) string {
@@ -174,46 +204,69 @@ func types(counts map[string]int) string {
 
 func milliseconds(seconds float64) string { return fmt.Sprintf("%.2gms", seconds*1000) }
 
-func lastChange(t time.Time) string {
+func lastChange(env *environment, t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return " · last " + age(t) + " ago"
-}
-
-func yes(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
+	return " · last " + env.age(t) + " ago"
 }
 
 // statusWithoutAgent says what the kernel goes on doing.
 func statusWithoutAgent(env *environment, brief bool) error {
-	r, err := env.resolved()
+	set, err := env.tables()
 	if err != nil {
 		return err
 	}
-	hooks := loader.Attachments(env.bpffsRoot)
+	defer set.Close()
+	r, err := set.Resolve()
+	if err != nil {
+		return err
+	}
+	denied, err := set.Denied()
+	if err != nil {
+		return err
+	}
 	s := api.Status{
-		Meta: api.Meta{APIVersion: api.Version, Kind: "Status"}, Hooks: hooks,
+		Meta: api.Meta{APIVersion: api.Version, Kind: "Status"}, Hooks: loader.Attachments(env.bpffsRoot),
+		Resources: []source.ResourceStatus{}, Services: map[string]int{}, Tables: []reconcile.Usage{}, Problems: []service.Problem{},
 		Backends: api.Backends{Active: r.Backends - r.Draining, Draining: r.Draining},
+		Denied:   []api.Denied{},
 		Degraded: append([]string{"no agent runs: traffic goes on as the tables stand, changes are not taken up"}, r.Damage...),
 	}
-	done, err := env.machine(&s)
+	for _, d := range denied {
+		s.Denied = append(s.Denied, api.Denied(d))
+	}
+	for _, h := range s.Hooks {
+		if !h.Attached {
+			s.Degraded = append(s.Degraded, fmt.Sprintf("hook %s is not attached: %s", h.Hook, h.Error))
+		}
+	}
+	done, err := env.machine(&s, nil)
+	if err == nil && !done {
+		err = writeWithoutAgent(env, &s, len(r.Frontends), brief)
+	}
 	if err != nil {
 		return err
 	}
-	switch {
-	case done:
-	case brief:
-		fmt.Fprintln(env.out, briefly(&s))
-	default:
-		fmt.Fprintf(env.out, "Agent      not running\nDatapath   %d of %d hooks attached\nTables     %d frontends, %d backends (%d draining)\n",
-			attached(hooks), len(hooks), len(r.Frontends), r.Backends, r.Draining)
-		for _, d := range s.Degraded {
-			fmt.Fprintln(env.out, "WARN ", d)
-		}
-	}
 	return errFinding
+}
+
+func writeWithoutAgent(env *environment, s *api.Status, frontends int, brief bool) error {
+	if brief {
+		_, err := fmt.Fprintln(env.out, briefly(s))
+		return err
+	}
+	err := env.table(nil, [][]string{
+		{"Agent", "not running", ""},
+		{"Datapath", datapathState(s), fmt.Sprintf("%d of %d hooks attached", attached(s.Hooks), len(s.Hooks))},
+		{"Tables", fmt.Sprint(frontends), fmt.Sprintf("frontends · backends %d (%d draining)", s.Backends.Active+s.Backends.Draining, s.Backends.Draining)},
+	}, 1)
+	if err != nil {
+		return err
+	}
+	if err := writeDetails(env, s); err != nil {
+		return err
+	}
+	writeRemarks(env, s)
+	return nil
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/api"
+	"portolan.dev/portolan/pkg/reconcile"
 )
 
 // verdict is what verify found.
@@ -53,18 +55,18 @@ func verify(env *environment) error {
 			break
 		}
 	}
-	done, err := env.machine(v)
+	done, err := env.machine(v, v.Differences)
 	if err != nil {
 		return err
 	}
 	if !done {
 		for _, d := range v.Differences {
-			fmt.Fprintln(env.out, "DIFFERS ", d)
+			fmt.Fprintln(env.out, env.paint("DIFFERS")+" ", d)
 		}
 		if len(v.Differences) == 0 {
-			fmt.Fprintf(env.out, "%d frontends, %d backends ok\n", v.Frontends, v.Backends)
+			fmt.Fprintf(env.out, "%d frontends, %d backends %s\n", v.Frontends, v.Backends, env.paint("ok"))
 		} else {
-			fmt.Fprintf(env.out, "%d differences\n", len(v.Differences))
+			fmt.Fprintf(env.out, "%d %s\n", len(v.Differences), plural("difference", len(v.Differences)))
 		}
 	}
 	if len(v.Differences) > 0 {
@@ -73,11 +75,18 @@ func verify(env *environment) error {
 	return nil
 }
 
+func plural(what string, n int) string {
+	if n == 1 {
+		return what
+	}
+	return what + "s"
+}
+
 func compare(env *environment) (verdict, error) {
 	v := verdict{Meta: api.Meta{APIVersion: api.Version, Kind: "Verdict"}, Differences: []string{}}
-	want, agentErr := env.client().Tables()
-	if agentErr != nil && !errors.Is(agentErr, api.ErrNoAgent) {
-		return v, agentErr
+	want, trust, err := compiled(env)
+	if err != nil {
+		return v, err
 	}
 	have, err := env.resolved()
 	if err != nil {
@@ -90,12 +99,29 @@ func compare(env *environment) (verdict, error) {
 			v.Differences = append(v.Differences, fmt.Sprintf("hook %s: %s", h.Hook, h.Error))
 		}
 	}
-	if agentErr != nil {
-		env.note("agent: not running; the tables are compared with themselves only")
-		return v, nil
+	if trust {
+		v.Differences = append(v.Differences, differences(&want, have)...)
 	}
-	v.Differences = append(v.Differences, differences(&want, have)...)
 	return v, nil
+}
+
+// compiled asks the agent what the tables should say; false when it cannot
+// know, which people are told.
+func compiled(env *environment) (api.Tables, bool, error) {
+	status, err := env.client().Status()
+	if errors.Is(err, api.ErrNoAgent) {
+		env.note("agent: not running; pinned tables are checked for contradictions only")
+		return api.Tables{}, false, nil
+	}
+	if err != nil {
+		return api.Tables{}, false, err
+	}
+	if !status.Synced {
+		env.note("agent: has not seen everything yet; pinned tables are checked for contradictions only")
+		return api.Tables{}, false, nil
+	}
+	want, err := env.client().Tables()
+	return want, err == nil, err
 }
 
 func differences(want *api.Tables, have *maps.Resolved) []string {
@@ -119,19 +145,42 @@ func differences(want *api.Tables, have *maps.Resolved) []string {
 	for key, f := range index {
 		out = append(out, fmt.Sprintf("frontend %s of %s/%s: in the kernel only", key, f.Name.Namespace, f.Name.Name))
 	}
-	for _, addr := range want.NodeAddrs {
-		if !slices.ContainsFunc(nodeAddrs(have), func(a string) bool { return a == addr }) {
-			out = append(out, fmt.Sprintf("node address %s: missing in the kernel", addr))
-		}
+	var addrs, cidrs []string
+	for addr := range have.NodeAddrs {
+		addrs = append(addrs, addr.String())
 	}
+	for _, c := range have.CIDRs {
+		cidrs = append(cidrs, c.String())
+	}
+	out = append(out, onlyInOne("node address", want.NodeAddrs, addrs)...)
+	out = append(out, onlyInOne("service CIDR", usedCIDRs(want.ServiceCIDRs), cidrs)...)
 	slices.Sort(out)
 	return out
 }
 
-func nodeAddrs(have *maps.Resolved) []string {
+// usedCIDRs are those that the tables have room for, as programs see them.
+func usedCIDRs(list []string) []string {
 	var out []string
-	for a := range have.NodeAddrs {
-		out = append(out, a.String())
+	for _, text := range list[:min(len(list), reconcile.MaxServiceCIDRs)] {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			text = p.Masked().String()
+		}
+		out = append(out, text)
+	}
+	return out
+}
+
+func onlyInOne(what string, want, have []string) []string {
+	var out []string
+	for _, w := range want {
+		if !slices.Contains(have, w) {
+			out = append(out, fmt.Sprintf("%s %s: missing in the kernel", what, w))
+		}
+	}
+	for _, h := range have {
+		if !slices.Contains(want, h) {
+			out = append(out, fmt.Sprintf("%s %s: in the kernel only", what, h))
+		}
 	}
 	return out
 }
@@ -139,7 +188,7 @@ func nodeAddrs(have *maps.Resolved) []string {
 func differs(key string, w *api.Frontend, f *maps.Frontend) []string {
 	var out []string
 	note := func(what string, want, have any) {
-		out = append(out, fmt.Sprintf("frontend %s of %s: %s is %v, compiled %v", key, w.Service, what, have, want))
+		out = append(out, fmt.Sprintf("frontend %s of %s: %s: in the kernel %v, compiled %v", key, w.Service, what, have, want))
 	}
 	if name := f.Name.Namespace + "/" + f.Name.Name; name != w.Service || f.Name.Port != w.PortName {
 		note("owner", w.Service+":"+w.PortName, name+":"+f.Name.Port)
