@@ -69,7 +69,7 @@ func goBuild(dir string, args ...string) error {
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", filepath.Base(dir), err, bytes.TrimSpace(out))
+		return fmt.Errorf("build in %s: %w\n%s", dir, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
