@@ -60,7 +60,7 @@ func (e *environment) confirmed() bool {
 func cleanup(env *environment, dryRun bool) error {
 	paths, err := loader.Cleanup(env.bpffsRoot, dryRun)
 	if errors.Is(err, loader.ErrInUse) {
-		fmt.Fprintf(env.errOut, "portolan: nothing was removed: %v; stop the agent first\n", err)
+		fmt.Fprintf(env.errOut, "portolan: nothing was removed: an agent runs on --bpffs-root %s; stop the agent first\n", env.bpffsRoot)
 		return errFinding
 	}
 	// What is gone is told even when the rest could not be removed.

@@ -86,7 +86,7 @@ func writeStatus(env *environment, s *api.Status) error {
 		{"Source", sourceState(s), s.Source},
 		{"Datapath", datapathState(s), fmt.Sprintf("kernel %s, %d of %d hooks attached to %s", s.Kernel, attached(s.Hooks), len(s.Hooks), s.CgroupRoot)},
 		{"Services", fmt.Sprint(total(s.Services)), fmt.Sprintf("%s · backends %d (%d draining)", types(s.Services), s.Backends.Active+s.Backends.Draining, s.Backends.Draining)},
-		{"Programming", fmt.Sprint(s.Programming.Changes), fmt.Sprintf("changes, p50 %s p99 %s%s", milliseconds(s.Programming.P50), milliseconds(s.Programming.P99), lastChange(env, s.Programming.Last))},
+		{"Programming", fmt.Sprint(s.Programming.Changes), latency(env, &s.Programming)},
 	}
 	if err := env.table(nil, summary, 1); err != nil {
 		return err
@@ -204,11 +204,13 @@ func types(counts map[string]int) string {
 
 func milliseconds(seconds float64) string { return fmt.Sprintf("%.2gms", seconds*1000) }
 
-func lastChange(env *environment, t time.Time) string {
-	if t.IsZero() {
-		return ""
+// latency is how long changes took; nothing is measured before the first one
+// after the agent has synced.
+func latency(env *environment, p *api.Programming) string {
+	if p.Last.IsZero() {
+		return "changes, none since the agent has synced"
 	}
-	return " · last " + env.age(t) + " ago"
+	return fmt.Sprintf("changes, p50 %s p99 %s · last %s ago", milliseconds(p.P50), milliseconds(p.P99), env.age(p.Last))
 }
 
 // statusWithoutAgent says what the kernel goes on doing.
