@@ -43,7 +43,7 @@ test: setup lint check-generated
 
 ## test-k8s: a real control plane from Go modules, and real connections (root)
 test-k8s: setup build
-	cd test/k8s && PORTOLAN_AGENT=$(CURDIR)/bin/portolan-agent $(GO) test -count=1 -v -timeout 40m ./...
+	cd test/k8s && PORTOLAN_AGENT=$(CURDIR)/bin/portolan-agent PORTOLAN_CLI=$(CURDIR)/bin/portolan $(GO) test -count=1 -v -timeout 40m ./...
 
 ## bench: figures beside their baselines, also as build/bench.json (root); PEER=1 measures kube-proxy, too
 bench: setup build

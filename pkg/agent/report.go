@@ -77,7 +77,11 @@ func degraded(s *api.Status) []string {
 			out = append(out, fmt.Sprintf("%s are not followed since %s: %s", r.Resource, r.Since.Format(time.TimeOnly), r.Error))
 		}
 	}
-	if n := len(s.Problems); n > 0 {
+	switch n := len(s.Problems); n {
+	case 0:
+	case 1:
+		out = append(out, "1 problem in what is to be served")
+	default:
 		out = append(out, fmt.Sprintf("%d problems in what is to be served", n))
 	}
 	return out
