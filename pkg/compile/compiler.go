@@ -4,6 +4,7 @@ package compile
 
 import (
 	"fmt"
+	"hash/maphash"
 	"iter"
 	"net/netip"
 	"slices"
@@ -74,6 +75,14 @@ type conflict struct {
 	holder   PortID
 }
 
+// holderOf names who has the frontend, for a problem of Service loser.
+func (l *conflict) holderOf(loser service.Name) string {
+	if l.holder.Service == loser {
+		return fmt.Sprintf("port %q of the same Service", l.holder.Port)
+	}
+	return fmt.Sprintf("Service %s, the older or of the same age the first by name,", l.holder.Service)
+}
+
 // New returns a compiler that knows no objects.
 func New(cfg Config) *Compiler {
 	if cfg.MaxEndpoints == 0 {
@@ -85,6 +94,8 @@ func New(cfg Config) *Compiler {
 		slices:   map[service.Name]*sliceState{},
 		claims:   claims{owner: map[FrontendKey]*portState{}, rivals: map[FrontendKey][]*portState{}},
 		problems: map[service.Name][]service.Problem{},
+		// Not cryptography: a seed that nobody outside can know.
+		index: index{seed: maphash.String(maphash.MakeSeed(), "")},
 	}
 }
 
@@ -416,8 +427,8 @@ func (c *Compiler) state(s *serviceState) {
 	for _, p := range s.ports {
 		for _, l := range p.conflicts {
 			found = append(found, service.Problem{Object: object, Reason: service.ReasonConflict,
-				Message: fmt.Sprintf("%s %s/%s of port %q is not served: Service %s is older and has it; give one of them another address or port",
-					l.frontend.Kind, l.frontend.Addr, p.ID.Protocol, p.ID.Port, l.holder.Service)})
+				Message: fmt.Sprintf("%s %s/%s of port %q is not served: %s has it; give one of them another address or port",
+					l.frontend.Kind, l.frontend.Addr, p.ID.Protocol, p.ID.Port, l.holderOf(s.name))})
 		}
 		if p.excess > 0 {
 			found = append(found, service.Problem{Object: object, Reason: service.ReasonTooMany,

@@ -3,8 +3,11 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"pgregory.net/rapid"
@@ -18,7 +21,7 @@ var someNames = []service.Name{{Namespace: "a", Name: "one"}, {Namespace: "a", N
 func drawUpdate(t *rapid.T, ref *reference) Update {
 	u := Update{Services: map[service.Name]*service.Service{}, Slices: map[service.Name]*service.EndpointSlice{}}
 	for range rapid.IntRange(1, 4).Draw(t, "edits") {
-		switch rapid.IntRange(0, 9).Draw(t, "what") {
+		switch rapid.IntRange(0, 15).Draw(t, "what") {
 		case 9:
 			name := rapid.SampledFrom(someNames).Draw(t, "gone")
 			u.Services[name] = nil
@@ -33,6 +36,10 @@ func drawUpdate(t *rapid.T, ref *reference) Update {
 		case 3, 4, 5, 6:
 			s := drawSlice(t)
 			u.Slices[s.Name], ref.slices[s.Name] = s, s
+		case 10, 11, 12, 13, 14, 15:
+			if s := drawEdit(t, ref); s != nil {
+				u.Slices[s.Name], ref.slices[s.Name] = s, s
+			}
 		case 7:
 			ref.node = service.Node{Name: rapid.SampledFrom([]string{"n1", "n2"}).Draw(t, "node"), Zone: rapid.SampledFrom([]string{"", "z1", "z2"}).Draw(t, "zone")}
 			node := ref.node
@@ -40,6 +47,29 @@ func drawUpdate(t *rapid.T, ref *reference) Update {
 		}
 	}
 	return u
+}
+
+// drawEdit is a slice that exists with one endpoint gone, come, or different:
+// what nearly every update of a cluster is.
+func drawEdit(t *rapid.T, ref *reference) *service.EndpointSlice {
+	if len(ref.slices) == 0 {
+		return nil
+	}
+	names := slices.SortedFunc(maps.Keys(ref.slices), func(a, b service.Name) int { return cmp.Compare(a.String(), b.String()) })
+	next := *ref.slices[rapid.SampledFrom(names).Draw(t, "edited")]
+	next.Endpoints = slices.Clone(next.Endpoints)
+	n := len(next.Endpoints)
+	switch at := rapid.IntRange(0, max(0, n-1)).Draw(t, "at"); {
+	case n == 0 || rapid.Bool().Draw(t, "comes"):
+		next.Endpoints = slices.Insert(next.Endpoints, rapid.IntRange(0, n).Draw(t, "before"), drawEndpoint(t, next.Family))
+	case rapid.Bool().Draw(t, "goes"):
+		next.Endpoints = slices.Delete(next.Endpoints, at, at+1)
+	default:
+		addr := next.Endpoints[at].Addr
+		next.Endpoints[at] = drawEndpoint(t, next.Family)
+		next.Endpoints[at].Addr = addr
+	}
+	return &next
 }
 
 func drawService(t *rapid.T) *service.Service {
@@ -96,18 +126,23 @@ func drawSlice(t *rapid.T) *service.EndpointSlice {
 			Port:     uint16(8080 + rapid.IntRange(0, 1).Draw(t, "target")),
 		})
 	}
-	form := "10.0.0.%d"
-	if s.Family == service.IPv6 {
-		form = "fd00::%d"
+	for range rapid.IntRange(1, 6).Draw(t, "endpoints") {
+		s.Endpoints = append(s.Endpoints, drawEndpoint(t, s.Family))
+	}
+	return s
+}
+
+func drawEndpoint(t *rapid.T, family service.Family) service.Endpoint {
+	forms := map[service.Family]string{service.IPv4: "10.0.0.%d", service.IPv6: "fd00::%d"}
+	form := forms[family]
+	if rapid.IntRange(0, 19).Draw(t, "wrong") == 19 {
+		form = forms[service.IPv4+service.IPv6-family]
 	}
 	hints := rapid.SampledFrom([][]string{nil, {"z1"}, {"z2"}, {"z1", "z2"}})
 	nodes := rapid.SampledFrom([][]string{nil, nil, {"n1"}, {"n2"}})
-	for range rapid.IntRange(1, 6).Draw(t, "endpoints") {
-		s.Endpoints = append(s.Endpoints, service.Endpoint{
-			Addr:  netip.MustParseAddr(fmt.Sprintf(form, rapid.IntRange(1, 8).Draw(t, "address"))),
-			Ready: rapid.Bool().Draw(t, "ready"), Serving: rapid.Bool().Draw(t, "serving"), Terminating: rapid.Bool().Draw(t, "terminating"),
-			NodeName: rapid.SampledFrom([]string{"n1", "n2", ""}).Draw(t, "node"), ZoneHints: hints.Draw(t, "zones"), NodeHints: nodes.Draw(t, "nodes"),
-		})
+	return service.Endpoint{
+		Addr:  netip.MustParseAddr(fmt.Sprintf(form, rapid.IntRange(1, 8).Draw(t, "address"))),
+		Ready: rapid.Bool().Draw(t, "ready"), Serving: rapid.Bool().Draw(t, "serving"), Terminating: rapid.Bool().Draw(t, "terminating"),
+		NodeName: rapid.SampledFrom([]string{"n1", "n2", ""}).Draw(t, "node"), ZoneHints: hints.Draw(t, "zones"), NodeHints: nodes.Draw(t, "nodes"),
 	}
-	return s
 }

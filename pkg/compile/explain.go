@@ -47,63 +47,79 @@ func (c *Compiler) explainPort(p *portState) []Explanation {
 	if p.elsewhere() {
 		return nil
 	}
-	mode := modeOf(p.facts)
-	out := make([]Explanation, 0, len(p.facts))
-	for _, src := range p.sources {
-		for i, pos := range src.positions {
-			f := src.slice.facts[i]
-			if f == 0 || p.addrs[pos].Port() != src.number {
-				continue
-			}
-			b := p.Backends[pos]
-			e := Explanation{PortID: p.ID, Endpoint: src.slice.object.Endpoints[i], Addr: p.addrs[pos],
-				Slice: src.slice.object.Name, InCluster: b.InCluster, InLocal: b.InLocal,
-				Reason: c.reason(p, mode, p.facts[pos], &src.slice.object.Endpoints[i])}
-			if at := slices.IndexFunc(out, func(o Explanation) bool { return o.Addr == e.Addr }); at < 0 {
-				out = append(out, e)
-			} else if f == p.facts[pos] {
-				out[at] = e
+	tally := tally{mode: modeOf(p.facts)}
+	for _, f := range p.facts {
+		if f&ready != 0 {
+			tally.ready++
+		}
+	}
+	// By position, so that the time is in proportion to the endpoints: whoever
+	// asks holds up the next change.
+	type entry struct {
+		source *source
+		at     int
+		facts  facts
+	}
+	entries := make([]entry, len(p.facts))
+	for i := range p.sources {
+		src := &p.sources[i]
+		for at, pos := range src.positions {
+			// Facts 0 have no position: an address of another family.
+			if f := src.slice.facts[at]; f != 0 && f > entries[pos].facts {
+				entries[pos] = entry{src, at, f}
 			}
 		}
+	}
+	out := make([]Explanation, 0, len(p.facts)-p.free)
+	for pos, e := range entries {
+		if e.facts == 0 {
+			continue
+		}
+		b, sl := &p.Backends[pos], e.source.slice
+		out = append(out, Explanation{PortID: p.ID, Endpoint: sl.object.Endpoints[e.at], Addr: p.addrs[pos],
+			Slice: sl.object.Name, InCluster: b.InCluster, InLocal: b.InLocal,
+			Reason: c.reason(tally, b, e.facts, &sl.object.Endpoints[e.at])})
 	}
 	slices.SortFunc(out, func(a, b Explanation) int { return a.Addr.Compare(b.Addr) })
 	return out
 }
 
+// tally is what the endpoints of a service port have in common.
+type tally struct {
+	mode  mode
+	ready int
+}
+
 // reason is judge in words.
-func (c *Compiler) reason(p *portState, m mode, f facts, e *service.Endpoint) string {
-	ready := 0
-	for _, g := range p.facts {
-		if g&readyFact != 0 {
-			ready++
-		}
-	}
+func (c *Compiler) reason(t tally, b *Backend, f facts, e *service.Endpoint) string {
 	switch {
-	case f&readyFact == 0 && f&running != 0:
+	case f.live() && b.State == 0:
+		return fmt.Sprintf("out: beyond the limit of %d endpoints", c.max)
+	case f&ready == 0 && f&running != 0:
 		return "out: not ready"
 	case !f.live():
 		return "out: terminating and not serving any more"
-	case f&readyFact == 0 && ready > 0 && m&localFallback != 0 && f&onNode != 0:
-		return fmt.Sprintf("out for policy Cluster: terminating, %d ready remain; in for policy Local as last resort", ready)
-	case f&readyFact == 0 && ready > 0:
-		return fmt.Sprintf("out: terminating, %d ready remain", ready)
-	case f&readyFact == 0:
+	case f&ready == 0 && b.InCluster:
 		return "in: terminating but serving, the last resort"
-	case !m.prefers(f):
-		return c.hintReason(m, e)
-	case f&onNode == 0:
+	case f&ready == 0 && b.InLocal:
+		return fmt.Sprintf("out for policy Cluster: terminating, %d ready remain; in for policy Local as last resort", t.ready)
+	case f&ready == 0:
+		return fmt.Sprintf("out: terminating, %d ready remain", t.ready)
+	case !b.InCluster && b.InLocal:
+		return fmt.Sprintf("out for policy Cluster: %s; in for policy Local: ready, on this node", c.hintReason(t.mode, e))
+	case !b.InCluster:
+		return "out: " + c.hintReason(t.mode, e)
+	case !b.InLocal:
 		return "in: ready (on another node: out for policy Local)"
 	}
 	return "in: ready, on this node"
 }
 
-const readyFact = ready
-
 func (c *Compiler) hintReason(m mode, e *service.Endpoint) string {
 	if m&preference == preferNode {
-		return fmt.Sprintf("out: hinted for %s, hints prefer this node", orNone("node", e.NodeHints))
+		return fmt.Sprintf("hinted for %s, hints prefer this node", orNone("node", e.NodeHints))
 	}
-	return fmt.Sprintf("out: hinted for %s, hints prefer this node's zone %s", orNone("zone", e.ZoneHints), c.node.Zone)
+	return fmt.Sprintf("hinted for %s, hints prefer this node's zone %s", orNone("zone", e.ZoneHints), c.node.Zone)
 }
 
 func orNone(what string, names []string) string {

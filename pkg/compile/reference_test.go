@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,6 +145,9 @@ func (r *reference) endpoints(id PortID) []refEndpoint {
 				continue
 			}
 			for _, e := range sl.Endpoints {
+				if service.FamilyOf(e.Addr) != id.Family {
+					continue
+				}
 				addr := netip.AddrPortFrom(e.Addr, p.Port)
 				if old, known := byAddr[addr]; !known || r.rank(e) > r.rank(old.Endpoint) {
 					byAddr[addr] = refEndpoint{addr, e}
@@ -308,7 +312,7 @@ func TestIncrementalCompilationIsWhatTheRulesSay(t *testing.T) {
 		}
 		c := New(Config{Node: ref.node, MaxEndpoints: ref.max})
 		mirror := map[PortID]*mirrored{}
-		for range 12 {
+		for range 20 {
 			u := drawUpdate(t, ref)
 			for _, change := range c.Apply(u) {
 				follow(t, mirror, change)
@@ -322,6 +326,7 @@ func TestIncrementalCompilationIsWhatTheRulesSay(t *testing.T) {
 				}
 				mirror[id].same(t, c.Port(id))
 			}
+			explains(t, c)
 			for p := range c.Ports() {
 				if _, ok := want[p.ID]; !ok && p.ID.Protocol != 0 {
 					t.Fatalf("%v should not be", p.ID)
@@ -332,6 +337,36 @@ func TestIncrementalCompilationIsWhatTheRulesSay(t *testing.T) {
 			}
 		}
 	})
+}
+
+// explains checks that what Explain says of each endpoint is what the sets and
+// backends of its service port are.
+func explains(t *rapid.T, c *Compiler) {
+	for _, name := range someNames {
+		seen := map[FrontendKey]map[string]bool{}
+		for _, e := range c.Explain(name) {
+			p := c.Port(e.PortID)
+			if p == nil {
+				continue // headless
+			}
+			var b Backend
+			if at := slices.IndexFunc(p.Backends, func(b Backend) bool { return b.Addr == e.Addr }); at >= 0 {
+				b = p.Backends[at]
+			}
+			in := strings.HasPrefix(e.Reason, "in") || strings.Contains(e.Reason, "in for")
+			if e.InCluster != b.InCluster || e.InLocal != b.InLocal || in != (b.InCluster || b.InLocal) {
+				t.Fatalf("%v is %+v, explained as %+v", e.Addr, b, e)
+			}
+			key := FrontendKey{e.Addr, e.Protocol}
+			if seen[key] == nil {
+				seen[key] = map[string]bool{}
+			}
+			if seen[key][e.Port] {
+				t.Fatalf("%v is explained twice for port %q", e.Addr, e.Port)
+			}
+			seen[key][e.Port] = true
+		}
+	}
 }
 
 // mirrored is a port as somebody sees it who only follows changes.
