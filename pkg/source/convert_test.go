@@ -4,163 +4,137 @@ package source
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 
 	"portolan.dev/portolan/pkg/service"
 )
 
-func serviceFrom(t *testing.T, text string) *corev1.Service {
+func parse[T any](t testing.TB, text string) *T {
 	t.Helper()
-	var s corev1.Service
-	if err := yaml.Unmarshal([]byte(text), &s); err != nil {
-		t.Fatal(err)
+	obj := new(T)
+	if err := yaml.Unmarshal([]byte(text), obj); err != nil {
+		t.Fatalf("%v in %s", err, text)
 	}
-	s.Namespace, s.Name = "default", "web"
-	return &s
+	return obj
 }
 
-func sliceFrom(t *testing.T, text string) *discoveryv1.EndpointSlice {
+// wantProblem checks that there is exactly one problem, and what it names.
+func wantProblem(t *testing.T, problems []service.Problem, object, reason, says string) {
 	t.Helper()
-	var s discoveryv1.EndpointSlice
-	if err := yaml.Unmarshal([]byte(text), &s); err != nil {
-		t.Fatal(err)
+	if len(problems) != 1 || problems[0].Object != object || problems[0].Reason != reason || !strings.Contains(problems[0].Message, says) {
+		t.Errorf("problems %v, want one of %s, reason %s, that says %q", problems, object, reason, says)
 	}
-	s.Namespace, s.Name = "default", "web-1"
-	if s.Labels == nil {
-		s.Labels = map[string]string{}
-	}
-	s.Labels[discoveryv1.LabelServiceName] = "web"
-	return &s
 }
 
-// Each bad part is named with its field and a mend, and the rest is served.
-func TestABadPartOfAServiceIsReportedAndTheRestIsServed(t *testing.T) {
-	for _, c := range []struct {
-		name, spec string
-		reason     string
-		says       string
-		rest       func(*service.Service) bool
-	}{
-		{"unknown protocol", `spec: {clusterIP: 10.96.0.1, ports: [{port: 80, protocol: QUIC}, {name: b, port: 81}]}`,
-			service.ReasonUnknownProtocol, "spec.ports[0]", func(s *service.Service) bool { return len(s.Ports) == 1 && s.Ports[0].Port == 81 }},
-		{"port 0", `spec: {clusterIP: 10.96.0.1, ports: [{port: 0}, {name: b, port: 81}]}`,
-			service.ReasonInvalidPort, "spec.ports[0].port 0", func(s *service.Service) bool { return len(s.Ports) == 1 }},
-		{"port 70000", `spec: {clusterIP: 10.96.0.1, ports: [{port: 70000}]}`,
-			service.ReasonInvalidPort, "70000", func(s *service.Service) bool { return len(s.Ports) == 0 }},
-		{"node port 70000", `spec: {type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 70000}]}`,
-			service.ReasonInvalidPort, "nodePort 70000", func(s *service.Service) bool { return len(s.Ports) == 1 && s.Ports[0].NodePort == 0 }},
-		{"address that is none", `spec: {clusterIPs: [10.96.0.300, 10.96.0.1], ports: [{port: 80}]}`,
-			service.ReasonInvalidAddress, "10.96.0.300", func(s *service.Service) bool { return len(s.ClusterIPs) == 1 }},
-		{"wrong family", `spec: {clusterIPs: ["10.96.0.1", "fd00::1"], ipFamilies: [IPv4], ports: [{port: 80}]}`,
-			service.ReasonWrongFamily, "fd00::1", func(s *service.Service) bool { return len(s.ClusterIPs) == 1 }},
-		{"leading zeros are read as decimal", `spec: {clusterIP: 10.096.0.010, ports: [{port: 80}]}`,
-			service.ReasonLeadingZeros, "10.96.0.10", func(s *service.Service) bool { return s.ClusterIPs[0] == netip.MustParseAddr("10.96.0.10") }},
-		{"two ports of one number", `spec: {clusterIP: 10.96.0.1, ports: [{name: a, port: 80}, {name: b, port: 80}]}`,
-			service.ReasonInvalidPort, "spec.ports[1]", func(s *service.Service) bool { return len(s.Ports) == 1 && s.Ports[0].Name == "a" }},
-		{"affinity timeout out of range", `spec: {clusterIP: 10.96.0.1, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}}`,
-			service.ReasonInvalidField, "timeoutSeconds 0", func(s *service.Service) bool { return s.Affinity == 3*time.Hour }},
-		{"a source range that is none", `spec: {type: LoadBalancer, clusterIP: 10.96.0.1, loadBalancerSourceRanges: ["nonsense", " 192.0.2.0/24 "]}`,
-			service.ReasonInvalidRange, "nonsense", func(s *service.Service) bool { return len(s.SourceRanges) == 1 }},
+func prefixes(texts ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range texts {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func addrs(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range texts {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+func TestAddressesAreReadAsOldAPIServersLetThemIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.96.0.10":        "10.96.0.10",
+		"010.096.000.0010":  "10.96.0.10",
+		"fd00:0:0::01":      "fd00::1",
+		"::ffff:10.96.0.10": "10.96.0.10",
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			s, problems := (&Converter{}).Service(serviceFrom(t, c.spec))
-			if !c.rest(s) {
-				t.Errorf("the rest is %+v", s)
-			}
-			if len(problems) != 1 || problems[0].Reason != c.reason || !strings.Contains(problems[0].Message, c.says) || problems[0].Object != "Service default/web" {
-				t.Errorf("problems %+v, want one of reason %s naming %s", problems, c.reason, c.says)
-			}
-		})
-	}
-}
-
-func TestAGuardOfWhichNothingCanBeReadDoesNotStandOpen(t *testing.T) {
-	s, _ := (&Converter{}).Service(serviceFrom(t, `
-spec: {type: LoadBalancer, clusterIP: 10.96.0.1, loadBalancerSourceRanges: [x]}
-status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}`))
-	if len(s.LoadBalancerIPs) != 0 {
-		t.Errorf("load balancer addresses %v are served to everybody", s.LoadBalancerIPs)
-	}
-}
-
-func TestWhoServesAServiceIsDecidedByItsLabel(t *testing.T) {
-	for _, c := range []struct {
-		configured string
-		labels     map[string]string
-		ours       bool
-	}{
-		{"", nil, true},
-		{"", map[string]string{labelProxyName: "x"}, false},
-		{"", map[string]string{labelProxyName: ""}, false},
-		{"", map[string]string{labelHeadless: ""}, true},
-		{"x", map[string]string{labelProxyName: "x"}, true},
-		{"x", map[string]string{labelProxyName: "y"}, false},
-		{"x", nil, false},
-	} {
-		obj := serviceFrom(t, `spec: {clusterIP: 10.96.0.1}`)
-		obj.Labels = c.labels
-		s, _ := (&Converter{ProxyName: c.configured}).Service(obj)
-		if (s.ProxyName == "") != c.ours {
-			t.Errorf("--service-proxy-name %q, labels %v: served by %q", c.configured, c.labels, s.ProxyName)
+		f := &faults{kind: "Service"}
+		a, ok := f.addr(plain("x"), text)
+		if !ok || a.String() != want || (len(f.list) > 0) != strings.HasPrefix(text, "0") {
+			t.Errorf("%q is %v, %v, problems %v; want %s", text, a, ok, f.list, want)
 		}
 	}
 }
 
-func TestLoadBalancerAddressesFollowTheirMode(t *testing.T) {
-	s, problems := (&Converter{}).Service(serviceFrom(t, `
-spec: {type: LoadBalancer, clusterIP: 10.96.0.1}
-status: {loadBalancer: {ingress: [{ip: 203.0.113.1}, {ip: 203.0.113.2, ipMode: VIP}, {ip: 203.0.113.3, ipMode: Proxy}, {hostname: lb.example.org}]}}`))
-	if len(problems) > 0 || len(s.LoadBalancerIPs) != 2 || len(s.ProxyIPs) != 1 || !slices.Equal(s.LoadBalancerHostnames, []string{"lb.example.org"}) {
-		t.Errorf("%+v, problems %v", s, problems)
+func TestWhatIsNoAddressIsLeftOut(t *testing.T) {
+	for _, text := range []string{"", " ", "web", "10.96.0.256", "10.96.0", "10.96.0.1.2", "10.96.0.1/32", "10.96.0.-1", "0x0a.96.0.1", "fe80::1%eth0", "fd00::1::1", "10.96.0.1 "} {
+		f := &faults{kind: "Service"}
+		if a, ok := f.addr(plain("x"), text); ok || len(f.list) != 1 || f.list[0].Reason != service.ReasonInvalidAddress {
+			t.Errorf("%q is %v, problems %v", text, a, f.list)
+		}
 	}
 }
 
-func TestConditionsThatAreAbsentCountAsTheAPISays(t *testing.T) {
-	s, problems := (&Converter{}).EndpointSlice(sliceFrom(t, `
-addressType: IPv4
-ports: [{name: "", port: 80}, {name: x}, {port: 81}]
-endpoints: [{addresses: [10.0.0.1, 10.0.0.2]}, {addresses: [10.0.0.3], conditions: {ready: false, serving: true, terminating: true}}]`))
-	if len(problems) > 0 || len(s.Endpoints) != 2 {
-		t.Fatalf("%+v, problems %v", s, problems)
-	}
-	if e := s.Endpoints[0]; !e.Ready || !e.Serving || e.Terminating || e.Addr != netip.MustParseAddr("10.0.0.1") {
-		t.Errorf("first endpoint %+v", e)
-	}
-	if e := s.Endpoints[1]; e.Ready || !e.Serving || !e.Terminating {
-		t.Errorf("second endpoint %+v", e)
-	}
-	if len(s.Ports) != 1 {
-		t.Errorf("ports %v: one without a number or a name is passed over", s.Ports)
+func TestRangesAreReadAsOldAPIServersLetThemIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"192.0.2.0/24":        "192.0.2.0/24",
+		" 192.0.2.7/24\t":     "192.0.2.0/24",
+		"192.000.002.0/024":   "192.0.2.0/24",
+		"fd00::/08":           "fd00::/8",
+		"0.0.0.0/0":           "0.0.0.0/0",
+		"::ffff:10.0.0.0/104": "10.0.0.0/8",
+	} {
+		f := &faults{kind: "Service"}
+		if p, ok := f.prefix(plain("x"), text); !ok || p.String() != want {
+			t.Errorf("%q is %v, %v, problems %v; want %s", text, p, ok, f.list, want)
+		}
 	}
 }
 
-func TestEndpointsThatCannotBeAreLeftOut(t *testing.T) {
-	s, problems := (&Converter{}).EndpointSlice(sliceFrom(t, `
-addressType: IPv4
-endpoints: [{addresses: [127.0.0.1]}, {addresses: [fd00::1]}, {addresses: [x]}, {addresses: [169.254.1.1]}, {addresses: []}, {addresses: [10.0.0.1]}]`))
-	if len(s.Endpoints) != 1 || len(problems) != 5 {
-		t.Errorf("endpoints %v, problems %v", s.Endpoints, problems)
+func TestWhatIsNoRangeIsLeftOut(t *testing.T) {
+	for _, text := range []string{"", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/+8", "10.0.0.0/8/8", "fd00::/129", "fe80::%eth0/64", "::ffff:10.0.0.0/8", "x/8", "10.0.0.0/"} {
+		f := &faults{kind: "Service"}
+		if p, ok := f.prefix(plain("x"), text); ok || len(f.list) != 1 || f.list[0].Reason != service.ReasonInvalidRange {
+			t.Errorf("%q is %v, problems %v", text, p, f.list)
+		}
 	}
 }
 
-func TestSlicesOfNamesBelongToNoProxy(t *testing.T) {
-	if s, problems := (&Converter{}).EndpointSlice(sliceFrom(t, `addressType: FQDN`)); s != nil || problems != nil {
-		t.Errorf("%v %v", s, problems)
+func TestManyFaultsOfOneObjectAreToldAsOne(t *testing.T) {
+	f := &faults{kind: "EndpointSlice", namespace: "default", name: "web-1"}
+	for range 1000 {
+		f.add(service.ReasonInvalidAddress, "x")
 	}
-	obj := sliceFrom(t, `addressType: IPv4`)
-	obj.Labels[labelHeadless] = ""
-	if s, _ := (&Converter{}).EndpointSlice(obj); s == nil || !s.Headless {
-		t.Errorf("a headless slice is %+v: it is kept to be shown", s)
+	problems := f.all()
+	if len(problems) != maxFaults || !strings.Contains(problems[maxFaults-1].Message, "984 more") {
+		t.Errorf("%d problems, the last %v", len(problems), problems[len(problems)-1])
 	}
-	delete(obj.Labels, discoveryv1.LabelServiceName)
-	if s, _ := (&Converter{}).EndpointSlice(obj); s != nil {
-		t.Errorf("a slice of no Service is %+v", s)
+}
+
+func TestANodeHasAZoneAndAddressesInOrder(t *testing.T) {
+	n, problems := (&Converter{}).Node(parse[corev1.Node](t, `
+metadata: {name: n1, labels: {topology.kubernetes.io/zone: a}}
+status: {addresses: [{type: Hostname, address: n1}, {type: ExternalIP, address: 203.0.113.1}, {type: InternalIP, address: 192.168.0.1}, {type: InternalIP, address: "fd00::1"}, {type: InternalIP, address: x}]}`))
+	if n.Name != "n1" || n.Zone != "a" || !equal(n.Addresses, addrs("192.168.0.1", "fd00::1", "203.0.113.1")) {
+		t.Errorf("%+v", n)
 	}
+	wantProblem(t, problems, "Node n1", service.ReasonInvalidAddress, "status.addresses[4]")
+}
+
+func TestAServiceCIDRIsItsRanges(t *testing.T) {
+	cidrs, problems := (&Converter{}).ServiceCIDR(parse[networkingv1.ServiceCIDR](t, `
+metadata: {name: kubernetes}
+spec: {cidrs: [10.96.0.0/12, "fd00:96::/112", nonsense]}`))
+	if !equal(cidrs, prefixes("10.96.0.0/12", "fd00:96::/112")) {
+		t.Errorf("%v", cidrs)
+	}
+	wantProblem(t, problems, "ServiceCIDR kubernetes", service.ReasonInvalidRange, "spec.cidrs[2]")
+}
+
+func equal[T comparable](a, b []T) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
 }

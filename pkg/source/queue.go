@@ -13,6 +13,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,12 +41,15 @@ type Update struct {
 
 // ResourceStatus is how a source stands with one kind of object.
 type ResourceStatus struct {
-	Resource  string    `json:"resource"`
-	Connected bool      `json:"connected"`
-	Since     time.Time `json:"since"`
+	Resource  string `json:"resource"`
+	Connected bool   `json:"connected"`
+	// Since is when Connected became what it is.
+	Since time.Time `json:"since"`
+	// LastEvent is when something was last learnt; zero if nothing was.
 	LastEvent time.Time `json:"lastEvent"`
-	Error     string    `json:"error,omitempty"`
-	Objects   int       `json:"objects"`
+	// Error is why it is not connected.
+	Error   string `json:"error,omitempty"`
+	Objects int    `json:"objects"`
 }
 
 // Queue holds the latest state of every object that changed. Its size is
@@ -144,13 +148,16 @@ func (q *Queue) Take(ctx context.Context) (Update, error) {
 }
 
 // SetStatus tells how the source stands with a kind of object. Since is kept
-// while Connected does not change.
+// while Connected does not change, and LastEvent if the new one is zero.
 func (q *Queue) SetStatus(s ResourceStatus) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	old, known := q.status[s.Resource]
 	if known && old.Connected == s.Connected {
 		s.Since = old.Since
+	}
+	if s.LastEvent.IsZero() {
+		s.LastEvent = old.LastEvent
 	}
 	q.status[s.Resource] = s
 }
@@ -163,11 +170,6 @@ func (q *Queue) Status() []ResourceStatus {
 	for _, s := range q.status {
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(a, b ResourceStatus) int {
-		if a.Resource < b.Resource {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(out, func(a, b ResourceStatus) int { return strings.Compare(a.Resource, b.Resource) })
 	return out
 }
