@@ -68,3 +68,11 @@ type scratch struct {
 	ranking   []int32
 	conflicts []conflict
 }
+
+func (s *scratch) reset() {
+	clear(s.dirty)
+	clear(s.ports)
+	s.dirty, s.ports = s.dirty[:0], s.ports[:0]
+	s.changes, s.touched = s.changes[:0], s.touched[:0]
+	s.origins = s.origins[:0]
+}
