@@ -29,6 +29,22 @@ struct layout {
 	struct stale_socket stale_socket;
 	enum reason reason;
 	struct service_name service_name;
+	struct flow4_key flow4_key;
+	struct flow6_key flow6_key;
+	enum flow_action flow_action;
+	enum flow_state flow_state;
+	struct flow flow;
+	struct flow4 flow4;
+	struct flow6 flow6;
+	struct fragment_key fragment_key;
+	struct fragment fragment;
+	enum device_flags device_flags;
+	struct device device;
+	struct wire_config wire_config;
+	struct refusal_key refusal_key;
+	struct sweep_report sweep_report;
+	struct next_hop next_hop;
+	struct pressure pressure;
 };
 
 const struct layout *layout_of_every_table;

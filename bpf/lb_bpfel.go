@@ -23,6 +23,7 @@ type LbAddressOwner uint32
 const (
 	LbAddressOwnerADDRESS_OURS      LbAddressOwner = 4294967295
 	LbAddressOwnerADDRESS_ELSEWHERE LbAddressOwner = 4294967294
+	LbAddressOwnerADDRESS_PUBLISHED LbAddressOwner = 4294967293
 )
 
 type LbAffinity struct {
@@ -92,6 +93,105 @@ type LbCidrSet struct {
 	Cidrs [8]LbCidr
 }
 
+type LbDevice struct {
+	_       structs.HostLayout
+	Flags   uint32
+	Source4 uint32
+	Source6 LbAddress
+}
+
+type LbDeviceFlags uint32
+
+const (
+	LbDeviceFlagsDEVICE_XDP_TARGET     LbDeviceFlags = 1
+	LbDeviceFlagsDEVICE_NO_LINK_HEADER LbDeviceFlags = 2
+)
+
+type LbFlow struct {
+	_                 structs.HostLayout
+	Sport             uint16
+	Dport             uint16
+	AddressDelta      uint16
+	PortDelta         uint16
+	Backend           uint32
+	BackendGeneration uint32
+	Frontend          uint32
+	LastSeen          uint32
+	RouteGeneration   uint32
+	Ifindex           uint32
+	DstMac            [6]uint8
+	SrcMac            [6]uint8
+	Mtu               uint16
+	Action            uint8
+	State             uint8
+}
+
+type LbFlow4 struct {
+	_    structs.HostLayout
+	Flow LbFlow
+	Src  uint32
+	Dst  uint32
+}
+
+type LbFlow4Key struct {
+	_     structs.HostLayout
+	Src   uint32
+	Dst   uint32
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type LbFlow6 struct {
+	_    structs.HostLayout
+	Flow LbFlow
+	Src  LbAddress
+	Dst  LbAddress
+}
+
+type LbFlow6Key struct {
+	_     structs.HostLayout
+	Src   LbAddress
+	Dst   LbAddress
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type LbFlowAction uint32
+
+const (
+	LbFlowActionFLOW_DELIVER LbFlowAction = 1
+	LbFlowActionFLOW_FORWARD LbFlowAction = 2
+	LbFlowActionFLOW_ANSWER  LbFlowAction = 3
+	LbFlowActionFLOW_RETURN  LbFlowAction = 4
+	LbFlowActionFLOW_TUNNEL  LbFlowAction = 5
+)
+
+type LbFlowState uint32
+
+const (
+	LbFlowStateFLOW_NEW         LbFlowState = 0
+	LbFlowStateFLOW_ESTABLISHED LbFlowState = 1
+	LbFlowStateFLOW_CLOSING     LbFlowState = 2
+)
+
+type LbFragment struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+}
+
+type LbFragmentKey struct {
+	_     structs.HostLayout
+	Src   LbAddress
+	Dst   LbAddress
+	Id    uint32
+	Proto uint32
+}
+
 type LbFrontend4Key struct {
 	_     structs.HostLayout
 	Addr  uint32
@@ -118,6 +218,17 @@ type LbFrontendState struct {
 	Pad             uint32
 }
 
+type LbNextHop struct {
+	_               structs.HostLayout
+	RouteGeneration uint32
+	Ifindex         uint32
+	DstMac          [6]uint8
+	SrcMac          [6]uint8
+	Mtu             uint16
+	Pad             uint16
+	Source          LbAddress
+}
+
 type LbNodeAddrFlags uint32
 
 const (
@@ -136,6 +247,12 @@ type LbNodeConfig struct {
 	NodeSource6 LbAddress
 }
 
+type LbPressure struct {
+	_      structs.HostLayout
+	Window uint32
+	Count  uint32
+}
+
 type LbRangeFlags uint32
 
 const (
@@ -143,20 +260,40 @@ const (
 	LbRangeFlagsRANGE_AFFINITY LbRangeFlags = 2
 	LbRangeFlagsRANGE_GUARDED  LbRangeFlags = 4
 	LbRangeFlagsRANGE_LOCAL    LbRangeFlags = 8
+	LbRangeFlagsRANGE_INSIDE   LbRangeFlags = 16
+	LbRangeFlagsRANGE_MAGLEV   LbRangeFlags = 32
+	LbRangeFlagsRANGE_DSR      LbRangeFlags = 64
 )
 
 type LbReason uint32
 
 const (
-	LbReasonREASON_NONE              LbReason = 0
-	LbReasonREASON_NO_ENDPOINT       LbReason = 1
-	LbReasonREASON_NO_LOCAL_ENDPOINT LbReason = 2
-	LbReasonREASON_NO_SUCH_PORT      LbReason = 3
-	LbReasonREASON_NO_SERVICE        LbReason = 4
-	LbReasonREASON_SOURCE_RANGE      LbReason = 5
-	LbReasonREASON_NODEPORT_TAKEN    LbReason = 6
-	LbReasonREASON_MAX               LbReason = 7
+	LbReasonREASON_NONE               LbReason = 0
+	LbReasonREASON_NO_ENDPOINT        LbReason = 1
+	LbReasonREASON_NO_LOCAL_ENDPOINT  LbReason = 2
+	LbReasonREASON_NO_SUCH_PORT       LbReason = 3
+	LbReasonREASON_NO_SERVICE         LbReason = 4
+	LbReasonREASON_SOURCE_RANGE       LbReason = 5
+	LbReasonREASON_NODEPORT_TAKEN     LbReason = 6
+	LbReasonREASON_CLUSTER_IP_OUTSIDE LbReason = 7
+	LbReasonREASON_MASQUERADE_PORTS   LbReason = 8
+	LbReasonREASON_NO_ROUTE           LbReason = 9
+	LbReasonREASON_TTL                LbReason = 10
+	LbReasonREASON_TOO_BIG            LbReason = 11
+	LbReasonREASON_FRAGMENT           LbReason = 12
+	LbReasonREASON_MALFORMED          LbReason = 13
+	LbReasonREASON_SPOOFED            LbReason = 14
+	LbReasonREASON_FLOW_TABLE_FULL    LbReason = 15
+	LbReasonREASON_SCTP_PORT          LbReason = 16
+	LbReasonREASON_MAX                LbReason = 17
 )
+
+type LbRefusalKey struct {
+	_        structs.HostLayout
+	Reason   uint32
+	Frontend uint32
+	Backend  uint32
+}
 
 type LbServiceName struct {
 	_         structs.HostLayout
@@ -225,6 +362,23 @@ type LbStaleSocket struct {
 	Family    uint16
 	Destroyed uint8
 	Pad       [5]uint8
+}
+
+type LbSweepReport struct {
+	_       structs.HostLayout
+	Now     uint64
+	Flows   uint32
+	Removed uint32
+}
+
+type LbWireConfig struct {
+	_               structs.HostLayout
+	RouteGeneration uint32
+	HashSeed        uint32
+	MasqueradeMin   uint16
+	MasqueradeCount uint16
+	ActiveInside    uint32
+	Inside          [2]LbCidrSet
 }
 
 // Names of all BPF objects in the ELF.

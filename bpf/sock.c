@@ -109,6 +109,7 @@ static __always_inline enum verdict resolve(struct bpf_sock_addr *ctx,
 
 	switch (find_frontend(t, &id)) {
 	case FOUND_NOTHING:
+	case FOUND_PUBLISHED: /* a node may use such an address for more than Services */
 		return VERDICT_PASS;
 	case FOUND_NO_PORT:
 		*why = REASON_NO_SUCH_PORT;

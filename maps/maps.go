@@ -24,7 +24,7 @@ import (
 
 // LayoutVersion is the version of the tables' layouts that this build reads
 // and writes, as bpf/include/types.h says it.
-const LayoutVersion = 1
+const LayoutVersion = 2
 
 // Names of the tables, as they are pinned and as programs declare them.
 const (

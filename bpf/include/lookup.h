@@ -18,7 +18,7 @@ struct tuple {
 	__be16 port;
 	__u8 proto;
 	bool v6;
-	void *ctx; /* of the hook, for what is asked of the client only when needed */
+	void *ctx; /* of the socket hook, to ask for the client when needed; else NULL */
 };
 
 enum found {
@@ -26,6 +26,7 @@ enum found {
 	FOUND_FRONTEND,
 	FOUND_NO_PORT, /* a Service's address, but no port of it */
 	FOUND_NO_SERVICE, /* in a service CIDR, but nobody's address */
+	FOUND_PUBLISHED, /* a load balancer or external address, but no port of it */
 };
 
 static __always_inline bool may_be_vip(const struct tuple *t)
@@ -52,10 +53,10 @@ static __always_inline __u32 *lookup_key(const struct tuple *t,
 	return bpf_map_lookup_elem(&frontends4, &key);
 }
 
-/* Whether the client is in the node's own network namespace. */
+/* Whether the client is in the node's own network namespace: no packet's is. */
 static __always_inline bool in_host_netns(const struct tuple *t)
 {
-	return bpf_get_netns_cookie(t->ctx) == host_netns_cookie;
+	return t->ctx && bpf_get_netns_cookie(t->ctx) == host_netns_cookie;
 }
 
 /* Whether the address serves NodePorts for this client. Loopback does for the
@@ -105,7 +106,9 @@ static __always_inline enum found classify(const struct tuple *t,
 	__u32 *owner = lookup_key(t, &t->dst, 0, 0);
 
 	if (owner)
-		return *owner == ADDRESS_OURS ? FOUND_NO_PORT : FOUND_NOTHING;
+		return *owner == ADDRESS_OURS	   ? FOUND_NO_PORT :
+		       *owner == ADDRESS_PUBLISHED ? FOUND_PUBLISHED :
+						     FOUND_NOTHING;
 	return in_service_cidr(t, config) ? FOUND_NO_SERVICE : FOUND_NOTHING;
 }
 

@@ -10,6 +10,7 @@
 
 #include "kernel.h"
 #include "lookup.h"
+#include "ranges.h"
 #include <bpf/bpf_core_read.h>
 
 #define IFF_LOOPBACK 8
@@ -110,24 +111,6 @@ static __always_inline bool node_address(const struct tuple *t, struct address *
 		return false;
 	*out = t->v6 ? config->node_source6 : config->node_source4;
 	return (out->w[0] | out->w[1] | out->w[2] | out->w[3]) != 0;
-}
-
-static __always_inline bool in_source_ranges(const struct tuple *t,
-					     __u32 service_port,
-					     const struct address *addr)
-{
-	if (t->v6) {
-		struct source6_key key = { .prefixlen = 32 + 128,
-					   .service_port = service_port,
-					   .addr = *addr };
-
-		return bpf_map_lookup_elem(&sources6, &key) != NULL;
-	}
-	struct source4_key key = { .prefixlen = 32 + 32,
-				   .service_port = service_port,
-				   .addr = addr->w[3] };
-
-	return bpf_map_lookup_elem(&sources4, &key) != NULL;
 }
 
 /* Whether the client may use a guarded frontend. A client whose address cannot

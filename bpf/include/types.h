@@ -15,7 +15,7 @@
 /* Bumped when a layout below changes in a way that an older or newer agent
  * would misread; pinned tables of another layout are refused, not guessed at.
  */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 /* An IPv6 address, or an IPv4 one in its mapped form ::ffff:a.b.c.d, so that
  * the core of the load balancer knows one kind of address only. Network order.
@@ -46,6 +46,10 @@ _Static_assert(sizeof(struct frontend6_key) == 20, "no hidden padding");
 enum address_owner {
 	ADDRESS_OURS = 0xffffffff, /* refuse: the Service has no such port */
 	ADDRESS_ELSEWHERE = 0xfffffffe, /* pass: another proxy serves it */
+	/* A load balancer or external address that is none of this node's: on the
+	 * wire other ports are refused, for a socket they are somebody else's.
+	 */
+	ADDRESS_PUBLISHED = 0xfffffffd,
 };
 
 /* A range word says where a frontend's backends stand and what to do when
@@ -62,6 +66,9 @@ enum range_flags {
 	RANGE_AFFINITY = 2, /* a client stays with its backend */
 	RANGE_GUARDED = 4, /* clients outside the source ranges are refused */
 	RANGE_LOCAL = 8, /* the set of policy Local, not that of Cluster */
+	RANGE_INSIDE = 16, /* not for traffic from outside: dropped there */
+	RANGE_MAGLEV = 32, /* the tuple's hash alone names the backend, on every node */
+	RANGE_DSR = 64, /* endpoints elsewhere answer clients directly */
 };
 
 struct frontend_state {
@@ -252,7 +259,154 @@ struct stale_socket {
 };
 _Static_assert(sizeof(struct stale_socket) == 56, "no hidden padding");
 
-/* Why a socket call was not let through; also the index of its counter. */
+/* Flows: connections that the wire programs translate. An entry is keyed by a
+ * packet's own tuple and holds the whole rewrite. A flow has two, one a
+ * direction, and each names the other: the key of the answer is the rewritten
+ * request turned round.
+ */
+struct flow4_key {
+	__be32 src;
+	__be32 dst;
+	__be16 sport; /* 0 for protocols without ports */
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct flow4_key) == 16, "no hidden padding");
+
+struct flow6_key {
+	struct address src;
+	struct address dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct flow6_key) == 40, "no hidden padding");
+
+/* What is done with a packet of a flow. */
+enum flow_action {
+	FLOW_DELIVER = 1, /* request to an endpoint here: rewrite dst, the stack routes */
+	FLOW_FORWARD = 2, /* request to an endpoint elsewhere: rewrite all, send on */
+	FLOW_ANSWER = 3, /* answer of an endpoint here, leaving: rewrite src */
+	FLOW_RETURN = 4, /* answer from elsewhere: rewrite all, send to the client */
+	FLOW_TUNNEL = 5, /* request to an endpoint elsewhere by DSR: encapsulate */
+};
+
+/* How long a flow without packets lives is told by what was seen of it. */
+enum flow_state {
+	FLOW_NEW = 0, /* one direction only */
+	FLOW_ESTABLISHED = 1,
+	FLOW_CLOSING = 2, /* FIN or RST seen */
+};
+
+struct flow {
+	__be16 sport; /* new ports */
+	__be16 dport;
+	__u16 address_delta; /* what the new addresses add to a checksum, */
+	__u16 port_delta; /* and the new ports; as ones' complement sums */
+	__u32 backend;
+	__u32 backend_generation;
+	__u32 frontend;
+	__u32 last_seen; /* coarse monotonic clock, in units of 2^30 ns */
+	__u32 route_generation; /* at which the egress below was looked up; 0: never */
+	__u32 ifindex;
+	__u8 dst_mac[6];
+	__u8 src_mac[6];
+	__u16 mtu;
+	__u8 action;
+	__u8 state;
+};
+_Static_assert(sizeof(struct flow) == 48, "no hidden padding");
+
+struct flow4 {
+	struct flow flow;
+	__be32 src; /* new addresses */
+	__be32 dst;
+};
+_Static_assert(sizeof(struct flow4) == 56, "within a cache line");
+
+struct flow6 {
+	struct flow flow;
+	struct address src;
+	struct address dst;
+};
+_Static_assert(sizeof(struct flow6) == 80, "no hidden padding");
+
+/* Ports of a fragmented datagram, for the fragments that do not carry them. */
+struct fragment_key {
+	struct address src; /* IPv4 in mapped form */
+	struct address dst;
+	__u32 id;
+	__u32 proto;
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "no hidden padding");
+
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+};
+
+/* Devices that the wire programs may send on, by interface index. */
+enum device_flags {
+	DEVICE_XDP_TARGET = 1, /* takes frames from XDP_REDIRECT */
+	DEVICE_NO_LINK_HEADER = 2, /* packets begin with the IP header */
+};
+
+struct device {
+	__u32 flags;
+	__be32 source4; /* our address on it, to masquerade with; 0: none */
+	struct address source6;
+};
+_Static_assert(sizeof(struct device) == 24, "no hidden padding");
+
+/* What the wire programs need to know of this node. */
+struct wire_config {
+	__u32 route_generation; /* never 0; bumped when routes, neighbours or links change */
+	__u32 hash_seed;
+	__u16 masquerade_min; /* ports [min, min + count) are the programs' own */
+	__u16 masquerade_count;
+	__u32 active_inside; /* 0 or 1: which set below is in use */
+	struct cidr_set inside[2]; /* pods' addresses: their traffic has internal scope */
+};
+
+/* The way to an endpoint elsewhere, found once for all its flows. */
+struct next_hop {
+	__u32 route_generation; /* at which it was looked up; 0: not yet */
+	__u32 ifindex;
+	__u8 dst_mac[6];
+	__u8 src_mac[6];
+	__u16 mtu;
+	__u16 pad;
+	struct address source; /* of this node towards there; IPv4 in mapped form */
+};
+_Static_assert(sizeof(struct next_hop) == 40, "no hidden padding");
+
+/* New flows of one CPU within a window of 2^24 ns. */
+struct pressure {
+	__u32 window;
+	__u32 count;
+};
+
+/* Refused packets by what was refused; written on that path only. */
+struct refusal_key {
+	__u32 reason;
+	__u32 frontend; /* ~0: none */
+	__u32 backend; /* ~0: none */
+};
+_Static_assert(sizeof(struct refusal_key) == 12, "no hidden padding");
+
+/* What a sweep found and did, of both families. */
+struct sweep_report {
+	__u64 now; /* in: coarse clock as in last_seen; 0: read it */
+	__u32 flows; /* entries found: two a flow */
+	__u32 removed; /* of them, because they were idle */
+};
+_Static_assert(sizeof(struct sweep_report) == 16, "no hidden padding");
+
+/* Why a socket call or a packet was not let through, or was let through
+ * untranslated; also the index of its counter.
+ */
 enum reason {
 	REASON_NONE = 0,
 	REASON_NO_ENDPOINT = 1, /* no endpoint anywhere: ECONNREFUSED */
@@ -261,7 +415,18 @@ enum reason {
 	REASON_NO_SERVICE = 4, /* unassigned address in a service CIDR: ENETUNREACH */
 	REASON_SOURCE_RANGE = 5, /* client outside loadBalancerSourceRanges: EACCES */
 	REASON_NODEPORT_TAKEN = 6, /* bind() to a NodePort in use: EADDRINUSE */
-	REASON_MAX = 7,
+	/* On the wire only. */
+	REASON_CLUSTER_IP_OUTSIDE = 7, /* ClusterIP from outside the cluster: dropped */
+	REASON_MASQUERADE_PORTS = 8, /* no port left towards this endpoint: dropped */
+	REASON_NO_ROUTE = 9, /* the node has no route to the endpoint or client */
+	REASON_TTL = 10, /* expired: time exceeded is sent */
+	REASON_TOO_BIG = 11, /* larger than the path: packet too big is sent */
+	REASON_FRAGMENT = 12, /* came before the first of its datagram: dropped */
+	REASON_MALFORMED = 13, /* cut short or inconsistent: left to the stack */
+	REASON_SPOOFED = 14, /* claims this node's or no unicast address: dropped */
+	REASON_FLOW_TABLE_FULL = 15, /* served without state of its own */
+	REASON_SCTP_PORT = 16, /* SCTP would need another port: dropped */
+	REASON_MAX = 17,
 };
 
 #endif

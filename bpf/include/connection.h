@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The first packet of a flow: which endpoint, which source port, which entries. */
+#ifndef PORTOLAN_CONNECTION_H
+#define PORTOLAN_CONNECTION_H
+
+#include "affinity.h"
+#include "ranges.h"
+#include "route.h"
+
+enum decision {
+	DECIDE_PASS,
+	DECIDE_DROP,
+	DECIDE_REFUSE, /* with an answer that says so */
+	DECIDE_SERVE, /* the entry says how */
+};
+
+/* One new flow on its way to a decision: larger than a stack has room for. */
+struct request {
+	struct tuple5 tuple; /* in */
+	struct tuple5 to; /* what the tuple becomes */
+	struct tuple5 answer; /* to, turned round */
+	struct tuple5 back; /* what the answer becomes: tuple, turned round */
+	struct affinity_key client;
+	union tuple_key key;
+	struct way way;
+	union flow_entry entry;
+	struct backend backend;
+	__u32 frontend;
+	__u32 reason;
+	__u8 syn; /* in: TCP that opens, or no TCP */
+	__u8 inside; /* internal scope */
+	__u8 masquerade;
+	__u8 stateless; /* too many: nothing is written */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct request);
+} request_scratch SEC(".maps");
+
+#define NOBODY 0xffffffff
+
+static __always_inline int decide_drop(struct request *r, enum reason why)
+{
+	r->reason = why;
+	return DECIDE_DROP;
+}
+
+static __always_inline int decide_refuse(struct request *r, enum reason why)
+{
+	r->reason = why;
+	return DECIDE_REFUSE;
+}
+
+/* Spreads tuples evenly, and the same on every node that has the same seed. */
+static __always_inline __u32 tuple_hash(const struct tuple5 *t, __u32 seed)
+{
+	const __u64 *src = (const void *)&t->src, *dst = (const void *)&t->dst;
+	__u64 ports = (__u64)t->sport << 32 | (__u32)t->dport << 16 | t->proto;
+	__u64 h = (src[0] ^ seed) * 0x9e3779b97f4a7c15ull;
+
+	h = (h ^ h >> 32 ^ src[1]) * 0xff51afd7ed558ccdull;
+	h = (h ^ h >> 32 ^ dst[0]) * 0xc4ceb9fe1a85ec53ull;
+	h = (h ^ h >> 32 ^ dst[1]) * 0x9e3779b97f4a7c15ull;
+	h = (h ^ h >> 32 ^ ports) * 0xff51afd7ed558ccdull;
+	h = (h ^ h >> 32) * 0xc4ceb9fe1a85ec53ull;
+	return h >> 32;
+}
+
+static __always_inline bool is_inside(const struct wire_config *config, bool v6,
+				      const struct address *src)
+{
+	const struct cidr_set *set = &config->inside[config->active_inside & 1];
+
+	for (int i = 0; i < MAX_SERVICE_CIDRS; i++) {
+		if (i >= set->count)
+			return false;
+		if (v6 ? in_cidr(src, &set->cidrs[i]) : in_cidr4(src->w[3], &set->cidrs[i]))
+			return true;
+	}
+	return false;
+}
+
+/* Nobody may be answered at such a source: unspecified, loopback, multicast,
+ * broadcast. For IPv6 the mapped form is no address on a wire either.
+ */
+static __always_inline bool no_client(bool v6, const struct address *a)
+{
+	__u32 top = bpf_ntohl(v6 ? a->w[0] : a->w[3]);
+
+	if (!v6)
+		return top == 0 || top >> 24 == 127 || top >> 28 >= 14;
+	return top >> 24 == 0xff || is_mapped(a) ||
+	       ((a->w[0] | a->w[1] | a->w[2]) == 0 && bpf_ntohl(a->w[3]) <= 1);
+}
+
+/* Counts new flows of this CPU; true when there are too many to write down. */
+static __always_inline bool flooded(void)
+{
+	__u32 zero = 0, window = bpf_ktime_get_coarse_ns() >> 24;
+	struct pressure *p = bpf_map_lookup_elem(&pressure, &zero);
+
+	if (!p)
+		return true;
+	if (p->window != window) {
+		p->window = window;
+		p->count = 0;
+	}
+	return ++p->count > new_flow_rate;
+}
+
+/* Whether a socket of this node has the tuple that an answer would come by. */
+static __always_inline bool socket_has(context_t *ctx, bool v6, const struct tuple5 *answer)
+{
+	struct bpf_sock_tuple t = {};
+	__u32 size = v6 ? sizeof(t.ipv6) : sizeof(t.ipv4);
+	struct bpf_sock *sk;
+
+	if (v6) {
+		memcpy(t.ipv6.saddr, &answer->src, sizeof(answer->src));
+		memcpy(t.ipv6.daddr, &answer->dst, sizeof(answer->dst));
+		t.ipv6.sport = answer->sport;
+		t.ipv6.dport = answer->dport;
+	} else {
+		t.ipv4.saddr = answer->src.w[3];
+		t.ipv4.daddr = answer->dst.w[3];
+		t.ipv4.sport = answer->sport;
+		t.ipv4.dport = answer->dport;
+	}
+	if (answer->proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+static __always_inline bool leads_to(bool v6, const struct flow *f, const struct tuple5 *t)
+{
+	struct address src = new_source(v6, f), dst = new_destination(v6, f);
+
+	return f->sport == t->dport && f->dport == t->sport && same_address(&src, &t->dst) &&
+	       same_address(&dst, &t->src);
+}
+
+enum claim {
+	CLAIM_TAKEN,
+	CLAIM_FREE,
+	CLAIM_MINE, /* this very flow has it already */
+};
+
+/* Who has the answers of r->to. */
+static __always_inline enum claim who_has(context_t *ctx, struct request *r, bool v6)
+{
+	struct flow *f;
+
+	tuple_to_key(v6, &r->answer, &r->key);
+	f = established_flow(v6, &r->key);
+	if (!f)
+		f = newcomer_flow(v6, &r->key);
+	if (f)
+		return leads_to(v6, f, &r->tuple) ? CLAIM_MINE : CLAIM_TAKEN;
+	if (r->masquerade && socket_has(ctx, v6, &r->answer))
+		return CLAIM_TAKEN;
+	return CLAIM_FREE;
+}
+
+static __always_inline void turn_round(const struct tuple5 *t, struct tuple5 *out)
+{
+	out->src = t->dst;
+	out->dst = t->src;
+	out->sport = t->dport;
+	out->dport = t->sport;
+	out->proto = t->proto;
+}
+
+/* Ports that are tried before a new flow is refused. With four fifths of the
+ * range taken one flow in a thousand is refused by mistake.
+ */
+#define PORT_TRIES 32
+
+static __always_inline __be16 candidate(const struct wire_config *config, __u32 hash, __u32 i)
+{
+	__u32 spread = hash * 0x9e3779b1u + i * 0x85ebca6bu;
+
+	return bpf_htons(config->masquerade_min +
+			 (__u16)((__u64)spread * config->masquerade_count >> 32));
+}
+
+/* Finds a source port under which no answer of another flow can come. What
+ * needs no masquerade keeps the client's port unless another flow of that port
+ * goes to the same endpoint, through another VIP. The first candidate depends
+ * on the tuple only: a retransmitted request gets it again. SCTP's checksum
+ * could not follow another port.
+ */
+static __always_inline bool find_port(context_t *ctx, struct request *r,
+				      const struct wire_config *config, bool v6, __u32 hash)
+{
+	bool sctp = r->tuple.proto == IPPROTO_SCTP;
+
+	turn_round(&r->to, &r->answer);
+	for (__u32 i = 0; i < PORT_TRIES; i++) {
+		r->to.sport = i == 0 && (sctp || !r->masquerade) ? r->tuple.sport :
+								   candidate(config, hash, i);
+		r->answer.dport = r->to.sport;
+		if (r->stateless || who_has(ctx, r, v6) != CLAIM_TAKEN)
+			return true;
+		if (sctp)
+			return false;
+	}
+	return false;
+}
+
+static __always_inline struct next_hop *next_hop_of(bool v6, __u32 backend)
+{
+	return v6 ? bpf_map_lookup_elem(&next_hops6, &backend) :
+		    bpf_map_lookup_elem(&next_hops4, &backend);
+}
+
+/* The way to the chosen backend: as remembered, else as the kernel says now.
+ * Several CPUs may write one entry at once; they write the same, and the
+ * generation last.
+ */
+static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
+					   const struct wire_config *config, bool v6)
+{
+	struct next_hop *hop = next_hop_of(v6, r->backend.id);
+	struct tuple5 *t = &r->to;
+	struct way *w = &r->way;
+
+	if (hop && hop->route_generation == config->route_generation) {
+		w->ifindex = hop->ifindex;
+		w->mtu = hop->mtu;
+		memcpy(w->dst_mac, hop->dst_mac, ETH_ALEN);
+		memcpy(w->src_mac, hop->src_mac, ETH_ALEN);
+		w->source = hop->source;
+		w->found = w->resolved = true;
+		return true;
+	}
+	t->src = r->tuple.src;
+	t->dst = r->backend.addr;
+	if (!find_way(ctx, t, w, v6, true))
+		return false;
+	if (hop && w->resolved) {
+		hop->route_generation = 0;
+		barrier();
+		hop->ifindex = w->ifindex;
+		hop->mtu = w->mtu;
+		memcpy(hop->dst_mac, w->dst_mac, ETH_ALEN);
+		memcpy(hop->src_mac, w->src_mac, ETH_ALEN);
+		hop->source = w->source;
+		barrier();
+		hop->route_generation = config->route_generation;
+	}
+	return true;
+}
+
+/* Writes both entries of the flow; leaves the request's in r->entry. */
+static __always_inline void write_flow(struct request *r, bool v6, __u8 action,
+				       __u8 answer_action, __u32 route_generation)
+{
+	union flow_entry *e = &r->entry;
+
+	memset(e, 0, sizeof(*e));
+	e->flow.backend = r->backend.id;
+	e->flow.backend_generation = r->backend.generation;
+	e->flow.frontend = r->frontend;
+	e->flow.last_seen = now();
+	if (!r->stateless) {
+		turn_round(&r->tuple, &r->back);
+		e->flow.action = answer_action;
+		make_entry(v6, &r->answer, &r->back, e);
+		tuple_to_key(v6, &r->answer, &r->key);
+		put_newcomer(v6, &r->key, e, BPF_ANY);
+	}
+	e->flow.action = action;
+	e->flow.ifindex = r->way.ifindex;
+	e->flow.mtu = r->way.mtu;
+	memcpy(e->flow.dst_mac, r->way.dst_mac, ETH_ALEN);
+	memcpy(e->flow.src_mac, r->way.src_mac, ETH_ALEN);
+	e->flow.route_generation = r->way.resolved ? route_generation : 0;
+	make_entry(v6, &r->tuple, &r->to, e);
+	if (!r->stateless) {
+		tuple_to_key(v6, &r->tuple, &r->key);
+		put_newcomer(v6, &r->key, e, BPF_ANY);
+	}
+}
+
+/* The endpoint is chosen: how it is reached. */
+static __always_inline int reach(context_t *ctx, struct request *r,
+				 const struct wire_config *config, bool v6, __u32 hash)
+{
+	bool self = same_address(&r->backend.addr, &r->tuple.src);
+	bool near = pod_device || r->backend.flags & BACKEND_ON_NODE;
+
+	memset(&r->way, 0, sizeof(r->way));
+	r->masquerade = self || !near;
+	if (r->masquerade && !way_to_backend(ctx, r, config, v6))
+		return decide_drop(r, REASON_NO_ROUTE);
+	r->stateless = flooded();
+	r->to.src = r->masquerade ? r->way.source : r->tuple.src;
+	r->to.dst = r->backend.addr;
+	r->to.dport = r->backend.port;
+	r->to.proto = r->tuple.proto;
+	if (r->tuple.proto == IPPROTO_SCTP && r->to.dport != r->tuple.dport)
+		return decide_drop(r, REASON_SCTP_PORT);
+	if (!find_port(ctx, r, config, v6, hash))
+		return decide_drop(r, REASON_MASQUERADE_PORTS);
+	if (r->masquerade)
+		write_flow(r, v6, FLOW_FORWARD, FLOW_RETURN, config->route_generation);
+	else
+		write_flow(r, v6, FLOW_DELIVER, FLOW_ANSWER, 0);
+	return DECIDE_SERVE;
+}
+
+static __always_inline bool choose(struct request *r, const struct frontend_state *state,
+				   __u64 word, bool v6, __u32 hash)
+{
+	if (!(range_flags(word) & RANGE_AFFINITY))
+		return pick(word, v6, hash, &r->backend);
+
+	r->client.by_address = 1;
+	memcpy(r->client.client, &r->tuple.src, sizeof(r->client.client));
+	return pick_bound(state, word, v6, hash, &r->client, &r->backend);
+}
+
+/* The frontend is known: whether this client is served, and by whom. */
+static __always_inline int admit(context_t *ctx, struct request *r, const struct tuple *t,
+				 const struct wire_config *config, bool v6)
+{
+	struct frontend_state *state = bpf_map_lookup_elem(&frontend_state, &r->frontend);
+	__u32 hash;
+	__u64 word;
+
+	if (!state)
+		return DECIDE_PASS;
+	/* One load of 8 bytes: the word is replaced as a whole. */
+	word = *(volatile __u64 *)(r->inside ? &state->internal : &state->external);
+	if (!r->syn && !(range_flags(word) & RANGE_MAGLEV))
+		return DECIDE_PASS;
+	if (no_client(v6, &r->tuple.src))
+		return decide_drop(r, REASON_SPOOFED);
+	if (range_flags(word) & RANGE_INSIDE && !r->inside)
+		return decide_drop(r, REASON_CLUSTER_IP_OUTSIDE);
+	if (range_flags(word) & RANGE_GUARDED) {
+		struct address src = r->tuple.src;
+
+		if (!in_source_ranges(t, state->service_port, &src))
+			return decide_drop(r, REASON_SOURCE_RANGE);
+	}
+	if (!range_count(word))
+		return range_flags(word) & RANGE_REFUSE ?
+			       decide_refuse(r, REASON_NO_ENDPOINT) :
+			       decide_drop(r, REASON_NO_LOCAL_ENDPOINT);
+	hash = tuple_hash(&r->tuple, config->hash_seed);
+	if (!choose(r, state, word, v6, hash))
+		return decide_drop(r, REASON_NO_ENDPOINT);
+	return reach(ctx, r, config, v6, hash);
+}
+
+static __always_inline int decide(context_t *ctx, struct request *r, bool v6)
+{
+	struct tuple t = { .dst = r->tuple.dst, .port = r->tuple.dport,
+			   .proto = r->tuple.proto, .v6 = v6 };
+	struct wire_config *config = wire();
+
+	if (!config)
+		return DECIDE_PASS;
+	r->frontend = NOBODY;
+	r->backend.id = NOBODY;
+	r->inside = pod_device || is_inside(config, v6, &r->tuple.src);
+	switch (find_frontend(&t, &r->frontend)) {
+	case FOUND_FRONTEND:
+		return admit(ctx, r, &t, config, v6);
+	case FOUND_NO_PORT:
+		return !r->syn ? DECIDE_PASS :
+		       r->inside ? decide_refuse(r, REASON_NO_SUCH_PORT) :
+				   decide_drop(r, REASON_CLUSTER_IP_OUTSIDE);
+	case FOUND_PUBLISHED:
+		return decide_refuse(r, REASON_NO_SUCH_PORT);
+	case FOUND_NO_SERVICE:
+	case FOUND_NOTHING:
+		break;
+	}
+	return DECIDE_PASS;
+}
+
+/* Global functions, one a family: the verifier walks each once, whoever calls. */
+__noinline int new_flow4(context_t *ctx, struct request *r)
+{
+	return r ? decide(ctx, r, false) : DECIDE_PASS;
+}
+
+__noinline int new_flow6(context_t *ctx, struct request *r)
+{
+	return r ? decide(ctx, r, true) : DECIDE_PASS;
+}
+
+#endif

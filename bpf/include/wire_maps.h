@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The tables of the wire programs, beside those of maps.h. */
+#ifndef PORTOLAN_WIRE_MAPS_H
+#define PORTOLAN_WIRE_MAPS_H
+
+#include "maps.h"
+
+/* Established flows: packet tuple -> rewrite. Written here, emptied by the
+ * agent's sweep. A plain hash: when it is full newcomers stay where newcomers
+ * are, and nobody who is established goes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct flow4_key);
+	__type(value, struct flow4);
+} flows4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct flow6_key);
+	__type(value, struct flow6);
+} flows6 SEC(".maps");
+
+/* Flows that have not proven themselves: a flood of first packets pushes out
+ * only its own kind, oldest first. They are served like any other.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct flow4_key);
+	__type(value, struct flow4);
+} newcomers4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct flow6_key);
+	__type(value, struct flow6);
+} newcomers6 SEC(".maps");
+
+/* Datagram -> ports of its first fragment. Written here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+/* Interface index -> what may be done with the device. Agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct device);
+} devices SEC(".maps");
+
+/* The one entry holds what the wire programs need to know of this node. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct wire_config);
+} wire_config SEC(".maps");
+
+/* Backend id -> the way to it. A cache, written here: the agent makes it as
+ * large as backends4 and backends6, and starts a larger one empty.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct next_hop);
+} next_hops4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct next_hop);
+} next_hops6 SEC(".maps");
+
+/* The one entry counts new flows of each CPU. Written here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pressure);
+} pressure SEC(".maps");
+
+/* What was refused, of whom -> packets. Written here on the refusing path. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct refusal_key);
+	__type(value, __u64);
+} refusals SEC(".maps");
+
+#endif

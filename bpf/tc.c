@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//go:build ignore
+
+/*
+ * tc hooks (tcx, else clsact) of the node's outward devices and, if asked for,
+ * of pods' devices. TC_ACT_UNSPEC lets the next program decide: we end the way
+ * of those packets only that we send or drop.
+ */
+#include <linux/bpf.h>
+
+typedef struct __sk_buff context_t;
+enum { ON_XDP = 0 };
+
+#include "wire.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define PACKET_HOST 0
+
+/* Bytes that must be in the linear part of a packet: a link header, an IPv6
+ * header with extensions or an IPv4 one with options, the transport header; or
+ * an ICMP error with as much.
+ */
+#define PULL 160
+
+static __always_inline int send_to(struct passage *w)
+{
+	struct bpf_redir_neigh next = {};
+
+	if (is_mapped(&w->gateway)) {
+		next.nh_family = AF_INET;
+		next.ipv4_nh = w->gateway.w[3];
+	} else {
+		next.nh_family = AF_INET6;
+		memcpy(next.ipv6_nh, &w->gateway, sizeof(w->gateway));
+	}
+	return bpf_redirect_neigh(w->ifindex, &next, sizeof(next), 0);
+}
+
+static __always_inline int finish(struct __sk_buff *skb, enum act act, struct passage *w)
+{
+	switch (act) {
+	case ACT_PASS:
+		return TC_ACT_UNSPEC;
+	case ACT_SEND:
+		return bpf_redirect(w->ifindex, 0);
+	case ACT_RESOLVE:
+		return send_to(w);
+	case ACT_BACK:
+		return bpf_redirect(skb->ifindex, 0);
+	case ACT_DROP:
+		break;
+	}
+	return TC_ACT_SHOT;
+}
+
+/* Frames in which headers may be read in place; the rest of a packet can be
+ * anywhere.
+ */
+static __always_inline bool linear(struct __sk_buff *skb)
+{
+	__u32 have = skb->data_end - skb->data;
+
+	return have >= skb->len || have >= PULL ||
+	       bpf_skb_pull_data(skb, skb->len < PULL ? skb->len : PULL) == 0;
+}
+
+SEC("tc/ingress")
+int portolan_tc_ingress(struct __sk_buff *skb)
+{
+	struct passage w;
+
+	/* A tag that the device took off belongs to the VLAN's own device. */
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present || !linear(skb))
+		return TC_ACT_UNSPEC;
+	switch (frame_family(skb)) {
+	case 4:
+		return finish(skb, incoming(skb, false, &w), &w);
+	case 6:
+		return finish(skb, incoming(skb, true, &w), &w);
+	}
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc/egress")
+int portolan_tc_egress(struct __sk_buff *skb)
+{
+	struct passage w;
+
+	if (skb->vlan_present || !linear(skb))
+		return TC_ACT_UNSPEC;
+	switch (frame_family(skb)) {
+	case 4:
+		return finish(skb, outgoing(skb, false, &w), &w);
+	case 6:
+		return finish(skb, outgoing(skb, true, &w), &w);
+	}
+	return TC_ACT_UNSPEC;
+}
