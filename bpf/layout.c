@@ -45,6 +45,8 @@ struct layout {
 	struct sweep_report sweep_report;
 	struct next_hop next_hop;
 	struct pressure pressure;
+	struct newcomers4 newcomers4;
+	struct newcomers6 newcomers6;
 };
 
 const struct layout *layout_of_every_table;

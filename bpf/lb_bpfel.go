@@ -218,6 +218,38 @@ type LbFrontendState struct {
 	Pad             uint32
 }
 
+type LbNewcomer4 struct {
+	_    structs.HostLayout
+	Key  LbFlow4Key
+	Flow LbFlow4
+}
+
+type LbNewcomer6 struct {
+	_    structs.HostLayout
+	Key  LbFlow6Key
+	Flow LbFlow6
+}
+
+type LbNewcomers4 struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad uint32
+	Way [4]LbNewcomer4
+}
+
+type LbNewcomers6 struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad uint32
+	Way [4]LbNewcomer6
+}
+
 type LbNextHop struct {
 	_               structs.HostLayout
 	RouteGeneration uint32

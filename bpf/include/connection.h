@@ -4,6 +4,7 @@
 #define PORTOLAN_CONNECTION_H
 
 #include "affinity.h"
+#include "newcomer.h"
 #include "ranges.h"
 #include "route.h"
 
@@ -24,6 +25,7 @@ struct request {
 	union tuple_key key;
 	struct way way;
 	union flow_entry entry;
+	union flow_entry other; /* of the opposite direction, or another flow's */
 	struct backend backend;
 	__u32 frontend;
 	__u32 reason;
@@ -160,8 +162,8 @@ static __always_inline enum claim who_has(context_t *ctx, struct request *r, boo
 
 	tuple_to_key(v6, &r->answer, &r->key);
 	f = established_flow(v6, &r->key);
-	if (!f)
-		f = newcomer_flow(v6, &r->key);
+	if (!f && recall(v6, &r->key, &r->other.flow))
+		f = &r->other.flow;
 	if (f)
 		return leads_to(v6, f, &r->tuple) ? CLAIM_MINE : CLAIM_TAKEN;
 	if (r->masquerade && socket_has(ctx, v6, &r->answer))
@@ -275,7 +277,7 @@ static __always_inline void write_flow(struct request *r, bool v6, __u8 action,
 		e->flow.action = answer_action;
 		make_entry(v6, &r->answer, &r->back, e);
 		tuple_to_key(v6, &r->answer, &r->key);
-		put_newcomer(v6, &r->key, e, BPF_ANY);
+		enter(v6, &r->key, &e->flow);
 	}
 	e->flow.action = action;
 	e->flow.ifindex = r->way.ifindex;
@@ -286,7 +288,7 @@ static __always_inline void write_flow(struct request *r, bool v6, __u8 action,
 	make_entry(v6, &r->tuple, &r->to, e);
 	if (!r->stateless) {
 		tuple_to_key(v6, &r->tuple, &r->key);
-		put_newcomer(v6, &r->key, e, BPF_ANY);
+		enter(v6, &r->key, &e->flow);
 	}
 }
 

@@ -31,12 +31,6 @@ static __always_inline struct flow *established_flow(bool v6, const union tuple_
 		    bpf_map_lookup_elem(&flows4, &key->v4);
 }
 
-static __always_inline struct flow *newcomer_flow(bool v6, const union tuple_key *key)
-{
-	return v6 ? bpf_map_lookup_elem(&newcomers6, &key->v6) :
-		    bpf_map_lookup_elem(&newcomers4, &key->v4);
-}
-
 static __always_inline void tuple_to_key(bool v6, const struct tuple5 *t, union tuple_key *key)
 {
 	if (v6) {
@@ -145,21 +139,6 @@ static __always_inline long put_established(bool v6, const union tuple_key *key,
 		    bpf_map_update_elem(&flows4, &key->v4, e, BPF_ANY);
 }
 
-static __always_inline long put_newcomer(bool v6, const union tuple_key *key, const void *e,
-					 __u64 flags)
-{
-	return v6 ? bpf_map_update_elem(&newcomers6, &key->v6, e, flags) :
-		    bpf_map_update_elem(&newcomers4, &key->v4, e, flags);
-}
-
-static __always_inline void drop_newcomer(bool v6, const union tuple_key *key)
-{
-	if (v6)
-		bpf_map_delete_elem(&newcomers6, &key->v6);
-	else
-		bpf_map_delete_elem(&newcomers4, &key->v4);
-}
-
 static __always_inline void drop_established(bool v6, const union tuple_key *key)
 {
 	if (v6)
@@ -168,21 +147,9 @@ static __always_inline void drop_established(bool v6, const union tuple_key *key
 		bpf_map_delete_elem(&flows4, &key->v4);
 }
 
-/* Notes that a flow had a packet. Entries are written once in a while only, so
- * that many packets of one flow do not fight over its cache line.
- */
-static __always_inline void touch(struct flow *f, __u8 tcp_flags)
-{
-	__u32 t = now();
-
-	if (f->last_seen != t)
-		f->last_seen = t;
-	if (tcp_flags & (TCP_FIN | TCP_RST) && f->state != FLOW_CLOSING)
-		f->state = FLOW_CLOSING;
-}
-
-/* The same for both entries of a flow, once in a unit of time: a direction
- * that is silent lives as long as the other one talks.
+/* Notes that a flow had a packet, in both its entries: a direction that is
+ * silent lives as long as the other one talks. Once in a unit of time only, so
+ * that many packets of one flow do not fight over its cache lines.
  */
 static __always_inline void touch_both(bool v6, struct flow *f, __u8 proto, __u8 tcp_flags)
 {
@@ -203,31 +170,6 @@ static __always_inline void touch_both(bool v6, struct flow *f, __u8 proto, __u8
 	other->last_seen = t;
 	if (closing)
 		other->state = FLOW_CLOSING;
-}
-
-/* Moves a flow that has proven itself, both entries, to where no newcomer can
- * push it out. When there is no room it stays where it is, and is served on.
- */
-static __noinline int promote(struct flow *request, bool v6, const union tuple_key *key,
-			      __u8 proto)
-{
-	union tuple_key back;
-	struct flow *answer;
-
-	opposite_key(v6, request, proto, &back);
-	answer = newcomer_flow(v6, &back);
-	if (!answer || answer->state == FLOW_NEW)
-		return 0; /* never answered: anybody can send a packet twice */
-	request->state = FLOW_ESTABLISHED;
-	if (put_established(v6, key, request))
-		return REASON_FLOW_TABLE_FULL;
-	if (put_established(v6, &back, answer)) {
-		drop_established(v6, key);
-		return REASON_FLOW_TABLE_FULL;
-	}
-	drop_newcomer(v6, key);
-	drop_newcomer(v6, &back);
-	return 0;
 }
 
 #endif

@@ -80,22 +80,27 @@ static __always_inline __u32 transport_size(__u8 proto)
 	return 0;
 }
 
-/* A source route would be followed by no router that is not told to; whoever
- * sends one is left to the stack and its settings.
+/* Options that are looked at, no-operations included. More than any sender has
+ * use for, and few enough for the verifier to walk them all.
  */
-static __noinline bool source_routed(context_t *ctx)
+#define MAX_OPTIONS 8
+
+/* A source route would be followed by no router that is not told to; whoever
+ * sends one, or options beyond understanding, is left to the stack and its
+ * settings. A global function: the verifier walks its loop once.
+ */
+__noinline int source_routed(context_t *ctx)
 {
-	__u32 at = link_header + sizeof(struct iphdr);
 	struct iphdr *ip = packet_start(ctx) + link_header;
-	__u32 end;
+	__u32 at = sizeof(struct iphdr), end;
 
 	if ((void *)(ip + 1) > packet_end(ctx))
 		return true;
-	end = link_header + ip->ihl * 4;
-	for (int i = 0; i < 40 && at < end; i++) {
-		__u8 *option = packet_start(ctx) + at;
+	end = ip->ihl * 4;
+	for (int i = 0; i < MAX_OPTIONS && at < end; i++) {
+		__u8 *option = packet_start(ctx) + link_header + (at & 63);
 
-		if (at > 128 || (void *)(option + 2) > packet_end(ctx))
+		if ((void *)(option + 2) > packet_end(ctx))
 			return true;
 		if (option[0] == IPOPT_END)
 			return false;
@@ -107,7 +112,7 @@ static __noinline bool source_routed(context_t *ctx)
 			return true;
 		at += option[1];
 	}
-	return at > end;
+	return at != end;
 }
 
 /* No transport header begins later; the verifier wants every offset bounded. */
@@ -189,34 +194,45 @@ static __always_inline void parse4(context_t *ctx, struct packet *p, struct flow
 #define NEXT_DESTINATION 60
 #define MAX_EXTENSIONS 3
 
+/* What extension headers lead to. */
+struct extensions {
+	__u32 l4; /* offset of the transport header */
+	__u32 id; /* of the fragmented datagram */
+	__u16 fragment; /* offset and more-flag of a fragment header, | 4 if there is one */
+	__u8 next; /* in: the first header's type; out: the transport's */
+	__u8 pad;
+};
+
 /* Walks to the transport header. Routing headers are left to the stack: what
- * they name is not where the packet goes.
+ * they name is not where the packet goes. A global function: the verifier
+ * walks its loop once, and few packets come here.
  */
-static __always_inline bool skip_extensions(context_t *ctx, struct packet *p, __u8 *next,
-					    __u16 *fragment)
+__noinline int skip_extensions(context_t *ctx, struct extensions *e)
 {
 	__u32 at = link_header + sizeof(struct ipv6hdr);
 
+	if (!e)
+		return false;
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		struct fragment_header *h = packet_start(ctx) + at;
 
-		if (*next != NEXT_HOP_BY_HOP && *next != NEXT_DESTINATION &&
-		    *next != NEXT_FRAGMENT)
+		if (e->next != NEXT_HOP_BY_HOP && e->next != NEXT_DESTINATION &&
+		    e->next != NEXT_FRAGMENT)
 			break;
 		if (at > MAX_L4 || (void *)(h + 1) > packet_end(ctx))
 			return false;
-		if (*next == NEXT_FRAGMENT) {
-			*fragment = bpf_ntohs(h->offset) | 4; /* a reserved bit: is one */
-			p->fragment = h->id;
+		if (e->next == NEXT_FRAGMENT) {
+			e->fragment = bpf_ntohs(h->offset) | 4; /* a reserved bit */
+			e->id = h->id;
 			at += sizeof(*h);
 		} else {
 			at += (((struct extension_header *)h)->length + 1) * 8;
 		}
-		*next = h->next;
-		if (*fragment & 0xfff8)
+		e->next = h->next;
+		if (e->fragment & 0xfff8)
 			break; /* no header follows in a later fragment */
 	}
-	p->l4 = at;
+	e->l4 = at;
 	return at <= MAX_L4;
 }
 
@@ -224,8 +240,7 @@ static __always_inline void parse6(context_t *ctx, struct packet *p, struct flow
 {
 	struct ipv6hdr *ip = packet_start(ctx) + link_header;
 	struct ports ports = {};
-	__u16 fragment = 0;
-	__u8 next;
+	struct extensions e = { .l4 = link_header + sizeof(*ip) };
 
 	p->kind = PACKET_ODD;
 	if ((void *)(ip + 1) > packet_end(ctx) || ip->version != 6)
@@ -235,28 +250,28 @@ static __always_inline void parse6(context_t *ctx, struct packet *p, struct flow
 	p->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	p->ttl = ip->hop_limit;
 	p->dont_fragment = true;
-	p->l4 = link_header + sizeof(*ip);
-	next = ip->nexthdr;
-	if (!has_ports(next) && next != IPPROTO_ICMPV6 &&
-	    !skip_extensions(ctx, p, &next, &fragment))
+	e.next = ip->nexthdr;
+	if (!has_ports(e.next) && e.next != IPPROTO_ICMPV6 && !skip_extensions(ctx, &e))
 		return;
-	key->proto = next;
-	if (next == IPPROTO_ICMPV6 && !fragment) {
+	p->l4 = e.l4;
+	p->fragment = e.id;
+	key->proto = e.next;
+	if (e.next == IPPROTO_ICMPV6 && !e.fragment) {
 		p->kind = PACKET_ICMP;
 		return;
 	}
-	if (!has_ports(next))
+	if (!has_ports(e.next))
 		return;
-	if (fragment & 0xfff8) {
+	if (e.fragment & 0xfff8) {
 		p->kind = PACKET_LATER;
 		return;
 	}
-	if (p->length + link_header < p->l4 + transport_size(next) ||
-	    !read_ports(ctx, p, next, &ports))
+	if (p->length + link_header < p->l4 + transport_size(e.next) ||
+	    !read_ports(ctx, p, e.next, &ports))
 		return;
 	key->sport = ports.source;
 	key->dport = ports.dest;
-	p->kind = fragment & 1 ? PACKET_FIRST : PACKET_WHOLE;
+	p->kind = e.fragment & 1 ? PACKET_FIRST : PACKET_WHOLE;
 }
 
 /* Reads the packet's tuple into key, whose padding is cleared. */

@@ -333,6 +333,37 @@ struct flow6 {
 };
 _Static_assert(sizeof(struct flow6) == 80, "no hidden padding");
 
+/* Flows that have not proven themselves live in buckets of an array: a new one
+ * takes the place of the oldest of its bucket. No memory is taken or given back,
+ * and what a flood pushes out is as young as itself.
+ */
+#define NEWCOMER_BUCKETS 16384 /* a power of two */
+#define NEWCOMER_WAYS 4
+
+struct newcomer4 {
+	struct flow4_key key;
+	struct flow4 flow;
+};
+_Static_assert(sizeof(struct newcomer4) == 72, "no hidden padding");
+
+struct newcomer6 {
+	struct flow6_key key;
+	struct flow6 flow;
+};
+_Static_assert(sizeof(struct newcomer6) == 120, "no hidden padding");
+
+struct newcomers4 {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct newcomer4 way[NEWCOMER_WAYS];
+};
+
+struct newcomers6 {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct newcomer6 way[NEWCOMER_WAYS];
+};
+
 /* Ports of a fragmented datagram, for the fragments that do not carry them. */
 struct fragment_key {
 	struct address src; /* IPv4 in mapped form */

@@ -100,15 +100,24 @@ static __always_inline bool outlived(bool v6, const struct flow *f, __u8 proto, 
 	return !endpoint_serves(v6, f);
 }
 
+static __always_inline struct request *scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&request_scratch, &zero);
+}
+
 static __always_inline void forget(bool v6, const struct flow *f, const union tuple_key *key)
 {
-	union tuple_key back;
+	struct request *r = scratch();
 
-	opposite_key(v6, f, protocol(v6, key), &back);
-	drop_established(v6, &back);
-	drop_newcomer(v6, &back);
+	if (!r)
+		return;
+	opposite_key(v6, f, protocol(v6, key), &r->key);
+	drop_established(v6, &r->key);
+	expel(v6, &r->key);
 	drop_established(v6, key);
-	drop_newcomer(v6, key);
+	expel(v6, key);
 }
 
 /* Remembers the ports of a fragmented datagram, or recalls them. */
@@ -152,8 +161,7 @@ static __always_inline bool follow_fragments(bool v6, struct passage *w)
 static __always_inline enum act find_egress(context_t *ctx, bool v6, struct flow *f,
 					    struct passage *w, __u32 generation)
 {
-	__u32 zero = 0;
-	struct request *r = bpf_map_lookup_elem(&request_scratch, &zero);
+	struct request *r = scratch();
 
 	if (!r)
 		return ACT_DROP;
@@ -281,8 +289,7 @@ static __always_inline enum act refuse(context_t *ctx, bool v6, const struct pas
 
 static __always_inline enum act first_packet(context_t *ctx, bool v6, struct passage *w, bool syn)
 {
-	__u32 zero = 0;
-	struct request *r = bpf_map_lookup_elem(&request_scratch, &zero);
+	struct request *r = scratch();
 	int decision;
 
 	if (!r)
@@ -303,18 +310,50 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 	return ACT_PASS;
 }
 
-/* A packet of a flow that is still among the newcomers. */
-static __always_inline enum act newcomer(context_t *ctx, bool v6, struct passage *w,
-					 struct flow *f)
+/* Moves a flow that has proven itself to where no newcomer can push it out,
+ * both entries: r->entry of key, and its opposite. When there is no room it
+ * stays where it is, and is served on.
+ */
+static __always_inline void promote(bool v6, struct request *r, const union tuple_key *key)
 {
-	__u8 proto = protocol(v6, &w->key);
-
-	touch(f, w->packet.tcp_flags);
-	if (!is_request(f))
-		f->state = f->state == FLOW_NEW ? FLOW_ESTABLISHED : f->state;
-	else if (promote(f, v6, &w->key, proto))
+	opposite_key(v6, &r->entry.flow, protocol(v6, key), &r->key);
+	if (!recall(v6, &r->key, &r->other.flow))
+		return;
+	r->entry.flow.state = r->other.flow.state = FLOW_ESTABLISHED;
+	if (put_established(v6, key, &r->entry)) {
 		count(REASON_FLOW_TABLE_FULL);
-	return carry_out(ctx, v6, w, f);
+		return;
+	}
+	if (put_established(v6, &r->key, &r->other)) {
+		drop_established(v6, key);
+		count(REASON_FLOW_TABLE_FULL);
+		return;
+	}
+	expel(v6, key);
+	expel(v6, &r->key);
+}
+
+/* Notes a packet of a newcomer, r->entry of key. A flow is established by the
+ * packet after the first answer: for TCP the client's, because an endpoint
+ * repeats its answer to whoever opens and is gone.
+ */
+static __always_inline void note_newcomer(bool v6, struct request *r, const union tuple_key *key,
+					  __u8 tcp_flags)
+{
+	struct flow *f = &r->entry.flow;
+	bool tcp = protocol(v6, key) == IPPROTO_TCP;
+
+	if (f->state == FLOW_NEW && !is_request(f)) {
+		/* The first answer: both entries know of it. */
+		amend(v6, key, FLOW_ESTABLISHED, now());
+		opposite_key(v6, f, protocol(v6, key), &r->key);
+		amend(v6, &r->key, FLOW_ESTABLISHED, now());
+		return;
+	}
+	if (tcp_flags & (TCP_FIN | TCP_RST))
+		amend(v6, key, FLOW_CLOSING, now());
+	else if (f->state == FLOW_ESTABLISHED && (is_request(f) || !tcp))
+		promote(v6, r, key);
 }
 
 static __noinline int icmp_in(context_t *ctx, struct passage *w, bool v6);
@@ -323,6 +362,7 @@ static __noinline int icmp_in(context_t *ctx, struct passage *w, bool v6);
 static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage *w)
 {
 	struct wire_config *config = wire();
+	struct request *r;
 	bool vip, syn;
 	struct flow *f;
 	__u8 proto;
@@ -347,12 +387,13 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 		touch_both(v6, f, proto, w->packet.tcp_flags);
 		return carry_out(ctx, v6, w, f);
 	}
-	if (!f) {
-		f = newcomer_flow(v6, &w->key);
-		if (f && !syn && !outlived(v6, f, proto, syn))
-			return newcomer(ctx, v6, w, f);
-		if (f && syn)
-			f = NULL; /* decided anew, and as before */
+	/* What opens is decided anew, and as before. */
+	if (!f && !syn && (r = scratch()) && recall(v6, &w->key, &r->entry.flow)) {
+		f = &r->entry.flow;
+		if (!outlived(v6, f, proto, syn)) {
+			note_newcomer(v6, r, &w->key, w->packet.tcp_flags);
+			return carry_out(ctx, v6, w, f);
+		}
 	}
 	if (f)
 		forget(v6, f, &w->key);
@@ -363,8 +404,12 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 static __always_inline struct flow *error_entry(bool v6, const union tuple_key *key)
 {
 	struct flow *f = established_flow(v6, key);
+	struct request *r;
 
-	return f ? f : newcomer_flow(v6, key);
+	if (f)
+		return f;
+	r = scratch();
+	return r && recall(v6, key, &r->entry.flow) ? &r->entry.flow : NULL;
 }
 
 static __always_inline enum act error_in(context_t *ctx, bool v6, struct passage *w)
@@ -463,6 +508,7 @@ static __noinline int error_out(context_t *ctx, struct passage *w, bool v6)
  */
 static __always_inline enum act outgoing(context_t *ctx, bool v6, struct passage *w)
 {
+	struct request *r;
 	struct flow *f;
 	__u8 proto;
 
@@ -480,12 +526,12 @@ static __always_inline enum act outgoing(context_t *ctx, bool v6, struct passage
 			return ACT_PASS;
 		touch_both(v6, f, proto, w->packet.tcp_flags);
 	} else {
-		f = newcomer_flow(v6, &w->key);
-		if (!f || f->action != FLOW_ANSWER)
+		r = scratch();
+		if (!r || !recall(v6, &w->key, &r->entry.flow) ||
+		    r->entry.flow.action != FLOW_ANSWER)
 			return ACT_PASS;
-		touch(f, w->packet.tcp_flags);
-		if (f->state == FLOW_NEW)
-			f->state = FLOW_ESTABLISHED;
+		f = &r->entry.flow;
+		note_newcomer(v6, r, &w->key, w->packet.tcp_flags);
 	}
 	return rewrite(ctx, v6, &w->packet, proto, f, false) ? ACT_PASS : ACT_DROP;
 }

@@ -23,21 +23,22 @@ struct {
 	__type(value, struct flow6);
 } flows6 SEC(".maps");
 
-/* Flows that have not proven themselves: a flood of first packets pushes out
- * only its own kind, oldest first. They are served like any other.
+/* Hash of a packet tuple -> flows that have not proven themselves: those of
+ * which no second request was seen after an answer. They are served like any
+ * other. A flood of first packets pushes out only its own kind. Written here.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
-	__type(key, struct flow4_key);
-	__type(value, struct flow4);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEWCOMER_BUCKETS);
+	__type(key, __u32);
+	__type(value, struct newcomers4);
 } newcomers4 SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
-	__type(key, struct flow6_key);
-	__type(value, struct flow6);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEWCOMER_BUCKETS);
+	__type(key, __u32);
+	__type(value, struct newcomers6);
 } newcomers6 SEC(".maps");
 
 /* Datagram -> ports of its first fragment. Written here. */

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Flows that have not proven themselves, in the buckets of an array. Entries
+ * are copied in and out under the bucket's lock, because several CPUs may hold
+ * packets of one flow, or of two that share a bucket.
+ */
+#ifndef PORTOLAN_NEWCOMER_H
+#define PORTOLAN_NEWCOMER_H
+
+#include "flow.h"
+
+static __always_inline __u32 bucket_of(bool v6, const union tuple_key *key)
+{
+	const __u64 *w = (const void *)key;
+	__u64 h = w[0] * 0x9e3779b97f4a7c15ull;
+
+	h = (h ^ h >> 32 ^ w[1]) * 0xff51afd7ed558ccdull;
+	if (v6) {
+		h = (h ^ h >> 32 ^ w[2]) * 0xc4ceb9fe1a85ec53ull;
+		h = (h ^ h >> 32 ^ w[3]) * 0x9e3779b97f4a7c15ull;
+		h = (h ^ h >> 32 ^ w[4]) * 0xff51afd7ed558ccdull;
+	}
+	return (h >> 32) & (NEWCOMER_BUCKETS - 1);
+}
+
+static __always_inline bool same_key(bool v6, const void *a, const union tuple_key *b)
+{
+	const __u64 *x = a, *y = (const void *)b;
+
+	if (v6)
+		return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) |
+			(x[4] ^ y[4])) == 0;
+	return ((x[0] ^ y[0]) | (x[1] ^ y[1])) == 0;
+}
+
+static __always_inline void copy_flow(bool v6, void *to, const void *from)
+{
+	if (v6)
+		memcpy(to, from, sizeof(struct flow6));
+	else
+		memcpy(to, from, sizeof(struct flow4));
+}
+
+/* A bucket begins with its lock, whatever the family. */
+static __always_inline void *bucket(bool v6, const union tuple_key *key)
+{
+	__u32 index = bucket_of(v6, key);
+
+	return v6 ? bpf_map_lookup_elem(&newcomers6, &index) :
+		    bpf_map_lookup_elem(&newcomers4, &index);
+}
+
+static __always_inline void *way_key(bool v6, void *bucket, int i)
+{
+	return v6 ? (void *)&((struct newcomers6 *)bucket)->way[i].key :
+		    (void *)&((struct newcomers4 *)bucket)->way[i].key;
+}
+
+static __always_inline struct flow *way_flow(bool v6, void *bucket, int i)
+{
+	return v6 ? &((struct newcomers6 *)bucket)->way[i].flow.flow :
+		    &((struct newcomers4 *)bucket)->way[i].flow.flow;
+}
+
+/* Reads the newcomer of a key into out. An entry without an action is none. */
+static __always_inline bool recall(bool v6, const union tuple_key *key, struct flow *out)
+{
+	void *b = bucket(v6, key);
+	bool found = false;
+
+	if (!b)
+		return false;
+	bpf_spin_lock(b);
+#pragma unroll
+	for (int i = 0; i < NEWCOMER_WAYS; i++) {
+		if (!found && same_key(v6, way_key(v6, b, i), key)) {
+			copy_flow(v6, out, way_flow(v6, b, i));
+			found = true;
+		}
+	}
+	bpf_spin_unlock(b);
+	return found && out->action;
+}
+
+/* Writes the newcomer of a key, in the place of what it was, else of the
+ * bucket's oldest.
+ */
+static __always_inline void enter(bool v6, const union tuple_key *key, const struct flow *f)
+{
+	void *b = bucket(v6, key);
+	__u32 best = 0, age = 0;
+
+	if (!b)
+		return;
+	bpf_spin_lock(b);
+#pragma unroll
+	for (int i = 0; i < NEWCOMER_WAYS; i++) {
+		struct flow *w = way_flow(v6, b, i);
+		__u32 a = f->last_seen - w->last_seen;
+
+		if (same_key(v6, way_key(v6, b, i), key))
+			a = ~0u;
+		else if (!w->action)
+			a = ~0u - 1;
+		if (a > age || i == 0) {
+			best = i;
+			age = a;
+		}
+	}
+#pragma unroll
+	for (int i = 0; i < NEWCOMER_WAYS; i++) {
+		if (i == best) {
+			if (v6)
+				memcpy(way_key(v6, b, i), key, sizeof(key->v6));
+			else
+				memcpy(way_key(v6, b, i), key, sizeof(key->v4));
+			copy_flow(v6, way_flow(v6, b, i), f);
+		}
+	}
+	bpf_spin_unlock(b);
+}
+
+/* Notes what was seen of a newcomer; removes it when state is NEWCOMER_GONE. */
+#define NEWCOMER_GONE 0xff
+
+static __always_inline void amend(bool v6, const union tuple_key *key, __u8 state, __u32 seen)
+{
+	void *b = bucket(v6, key);
+
+	if (!b)
+		return;
+	bpf_spin_lock(b);
+#pragma unroll
+	for (int i = 0; i < NEWCOMER_WAYS; i++) {
+		struct flow *w = way_flow(v6, b, i);
+
+		if (same_key(v6, way_key(v6, b, i), key)) {
+			if (state == NEWCOMER_GONE)
+				w->action = 0;
+			w->state = state;
+			w->last_seen = seen;
+		}
+	}
+	bpf_spin_unlock(b);
+}
+
+static __always_inline void expel(bool v6, const union tuple_key *key)
+{
+	amend(v6, key, NEWCOMER_GONE, 0);
+}
+
+#endif
