@@ -118,30 +118,6 @@ func Specs(s Sizes) (map[string]*ebpf.MapSpec, error) {
 	return specs, nil
 }
 
-// Create makes new, empty tables of the given sizes.
-func Create(s Sizes) (*Set, error) {
-	specs, err := Specs(s)
-	if err != nil {
-		return nil, err
-	}
-	all := make(map[string]*ebpf.Map)
-	for name, spec := range specs {
-		m, err := ebpf.NewMap(spec)
-		if err != nil {
-			closeAll(all)
-			return nil, fmt.Errorf("create table %s of %d entries: %w", name, spec.MaxEntries, err)
-		}
-		all[name] = m
-	}
-	set, err := newSet(all, true)
-	if err != nil {
-		return nil, err
-	}
-	set.NodeConfig.Store32(0, nodeConfigLayout, LayoutVersion)
-	set.NodeConfig.Store32(0, NodeConfigPorts, NoNodePorts)
-	return set, nil
-}
-
 // OpenPinned opens the tables pinned in dir, for reading only unless writable.
 // It returns ErrNotPinned when there are none, and ErrLayout, naming the table
 // and what differs, when they are not what this build reads.
