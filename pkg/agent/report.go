@@ -41,8 +41,8 @@ func (a *Agent) Status() api.Status {
 		s.Services[shownType(svc)]++
 	}
 	for p := range a.compiler.Ports() {
-		for i := range p.Backends {
-			switch p.Backends[i].State {
+		for pos := range int32(p.Positions()) {
+			switch p.Backend(pos).State {
 			case compile.Active:
 				s.Backends.Active++
 			case compile.Draining:
@@ -185,7 +185,7 @@ func scopeOf(p *compile.Port, policy compile.Policy) api.Scope {
 	}
 	s := api.Scope{Backends: make([]string, 0, len(positions))}
 	for _, pos := range positions {
-		s.Backends = append(s.Backends, p.Backends[pos].Addr.String())
+		s.Backends = append(s.Backends, p.Backend(pos).Addr.String())
 	}
 	slices.Sort(s.Backends)
 	if len(positions) == 0 {

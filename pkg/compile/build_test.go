@@ -134,7 +134,7 @@ func port(t *testing.T, c *Compiler, of, name string, family service.Family) *Po
 func members(p *Port, set []int32) string {
 	var out []string
 	for _, pos := range set {
-		a := p.Backends[pos].Addr
+		a := p.Backend(pos).Addr
 		if a.Port() == 8080 {
 			out = append(out, a.Addr().String())
 		} else {
@@ -143,6 +143,15 @@ func members(p *Port, set []int32) string {
 	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
+}
+
+// backends are the backends by position, holes included.
+func backends(p *Port) []Backend {
+	out := make([]Backend, p.Positions())
+	for pos := range out {
+		out[pos] = p.Backend(int32(pos))
+	}
+	return out
 }
 
 // sets is both sets in one line, and what an empty one means.

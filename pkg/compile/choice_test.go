@@ -99,7 +99,7 @@ func TestBackendExistsWhileItsEndpointServes(t *testing.T) {
 		ep("10.0.0.1"), ep("10.0.0.2", "unready"), ep("10.0.0.3", "unready", "terminating"), ep("10.0.0.4", "unready", "unserving"), ep("10.0.0.5", "unserving")))
 	p := http(t, c)
 	want := map[string]State{"10.0.0.1:8080": Active, "10.0.0.2:8080": Draining, "10.0.0.3:8080": Draining, "10.0.0.5:8080": Active}
-	for pos, b := range p.Backends {
+	for pos, b := range backends(p) {
 		if b == (Backend{}) {
 			continue
 		}
@@ -116,8 +116,8 @@ func TestBackendExistsWhileItsEndpointServes(t *testing.T) {
 func TestEndpointsOfThisNodeComeFirst(t *testing.T) {
 	c := compiled(aService("ns/web"), aSlice("ns/web-1", "web", ep("10.0.0.1"), ep("10.0.0.2", "here"), ep("10.0.0.3"), ep("10.0.0.4", "here")))
 	p := http(t, c)
-	if len(p.Cluster) != 4 || !p.Backends[p.Cluster[0]].OnNode || !p.Backends[p.Cluster[1]].OnNode || p.Backends[p.Cluster[2]].OnNode {
-		t.Errorf("the cluster set is %v of %v", p.Cluster, p.Backends)
+	if len(p.Cluster) != 4 || !p.Backend(p.Cluster[0]).OnNode || !p.Backend(p.Cluster[1]).OnNode || p.Backend(p.Cluster[2]).OnNode {
+		t.Errorf("the cluster set is %v of %v", p.Cluster, backends(p))
 	}
 	if p.Cluster[0] != p.Local[0] || p.Cluster[1] != p.Local[1] {
 		t.Errorf("the local set %v is no prefix of the cluster set %v", p.Local, p.Cluster)

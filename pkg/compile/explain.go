@@ -75,10 +75,10 @@ func (c *Compiler) explainPort(p *portState) []Explanation {
 		if e.facts == 0 {
 			continue
 		}
-		b, sl := &p.Backends[pos], e.source.slice
-		out = append(out, Explanation{PortID: p.ID, Endpoint: sl.object.Endpoints[e.at], Addr: p.addrs[pos],
+		b, sl := p.Backend(int32(pos)), e.source.slice
+		out = append(out, Explanation{PortID: p.ID, Endpoint: sl.object.Endpoints[e.at], Addr: p.addrs[pos].addrPort(),
 			Slice: sl.object.Name, InCluster: b.InCluster, InLocal: b.InLocal,
-			Reason: c.reason(tally, b, e.facts, &sl.object.Endpoints[e.at])})
+			Reason: c.reason(tally, &b, e.facts, &sl.object.Endpoints[e.at])})
 	}
 	slices.SortFunc(out, func(a, b Explanation) int { return a.Addr.Compare(b.Addr) })
 	return out

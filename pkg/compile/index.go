@@ -3,9 +3,7 @@
 package compile
 
 import (
-	"encoding/binary"
 	"math/bits"
-	"net/netip"
 )
 
 // index finds the position of an address in one service port. No port keeps
@@ -32,7 +30,7 @@ func (x *index) reset() { x.built, x.lookups, x.port = false, 0, nil }
 
 // find returns the position of addr in p, or -1. Between two resets it is
 // asked about one port.
-func (x *index) find(p *portState, addr netip.AddrPort) int32 {
+func (x *index) find(p *portState, addr address) int32 {
 	if !x.built {
 		x.lookups++
 		if x.lookups <= scanned || len(p.addrs) <= scanLen {
@@ -54,7 +52,7 @@ func (x *index) find(p *portState, addr netip.AddrPort) int32 {
 }
 
 // add tells of a position that was taken since the last find.
-func (x *index) add(addr netip.AddrPort, pos int32) {
+func (x *index) add(addr address, pos int32) {
 	if !x.built {
 		return
 	}
@@ -75,13 +73,13 @@ func (x *index) build(p *portState, room int) {
 	clear(x.table)
 	x.built, x.port, x.used = true, p, len(p.addrs)
 	for i, addr := range p.addrs {
-		if addr.IsValid() {
+		if addr != (address{}) {
 			x.insert(addr, int32(i))
 		}
 	}
 }
 
-func (x *index) insert(addr netip.AddrPort, pos int32) {
+func (x *index) insert(addr address, pos int32) {
 	mask := len(x.table) - 1
 	at := x.slot(addr) & mask
 	for x.table[at] != 0 {
@@ -92,10 +90,9 @@ func (x *index) insert(addr netip.AddrPort, pos int32) {
 
 // slot is where the search for addr begins, before masking. It is keyed, so
 // that nobody who writes slices by hand can make every address meet.
-func (x *index) slot(addr netip.AddrPort) int {
-	b := addr.Addr().As16()
-	hi := binary.LittleEndian.Uint64(b[:8]) ^ x.seed
-	lo := binary.LittleEndian.Uint64(b[8:]) ^ uint64(addr.Port())<<48 ^ bits.RotateLeft64(x.seed, 32)
+func (x *index) slot(addr address) int {
+	hi := addr.high ^ x.seed
+	lo := addr.low ^ uint64(addr.port)<<48 ^ bits.RotateLeft64(x.seed, 32)
 	a, z := bits.Mul64(hi|1, lo)
 	a, z = bits.Mul64(a^z^x.seed, 0x9e3779b97f4a7c15)
 	return int((a ^ z) >> 1)

@@ -110,11 +110,10 @@ type Backend struct {
 // Port is a compiled service port. It is owned by the compiler and valid
 // until the next Apply: readers copy what they keep.
 type Port struct {
-	ID        PortID
+	ID PortID
+	// Frontends, like SourceRanges, is replaced and never changed in place: it
+	// may be kept.
 	Frontends []Frontend
-	// Backends by position. A position is constant for as long as the
-	// endpoint stays; holes are reused.
-	Backends []Backend
 	// Cluster and Local are the positions that each policy offers, endpoints
 	// of this node first; where Local is a prefix of Cluster, one range of
 	// slots serves both.
@@ -128,6 +127,27 @@ type Port struct {
 	// SourceRanges are those of the port's family, canonical and sorted; nil
 	// when everybody is let in.
 	SourceRanges []netip.Prefix
+
+	// By position: who it is, and what became of it.
+	addrs    []address
+	verdicts []verdict
+}
+
+// Positions is the number of positions, holes included. A position is constant
+// for as long as its endpoint stays; holes are reused.
+func (p *Port) Positions() int { return len(p.verdicts) }
+
+// Backend returns the backend at a position.
+func (p *Port) Backend(pos int32) Backend {
+	v := p.verdicts[pos]
+	if v&(active|draining) == 0 {
+		return Backend{}
+	}
+	b := Backend{Addr: p.addrs[pos].addrPort(), State: Active, InCluster: v&inCluster != 0, InLocal: v&inLocal != 0, OnNode: v&here != 0}
+	if v&draining != 0 {
+		b.State = Draining
+	}
+	return b
 }
 
 // Change tells that a service port is new, different, or gone.

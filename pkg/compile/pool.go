@@ -2,8 +2,6 @@
 
 package compile
 
-import "net/netip"
-
 // bulk is the number of objects in an Update above which memory is taken from
 // chunks. A first load of thousands of Services then makes thousands of
 // allocations fewer. In a small update a chunk would outlive what it was made
@@ -48,10 +46,9 @@ type pools struct {
 	sliceRefs pool[*sliceState]
 	sources   pool[source]
 	frontends pool[Frontend]
-	addrs     pool[netip.AddrPort]
+	addrs     pool[address]
 	facts     pool[facts]
 	verdicts  pool[verdict]
-	backends  pool[Backend]
 	positions pool[int32]
 }
 

@@ -2,10 +2,7 @@
 
 package compile
 
-import (
-	"net/netip"
-	"slices"
-)
+import "slices"
 
 // portState is a service port with what it takes to compile it again. The
 // arrays by position grow together.
@@ -18,11 +15,9 @@ type portState struct {
 	// sources are the slices that serve this port.
 	sources []source
 
-	addrs    []netip.AddrPort // identity; the zero value is a free position
-	facts    []facts          // of all slices together; 0 is a free position
-	verdicts []verdict        // as published in Port.Backends
-	free     int              // number of free positions
-	lowest   int32            // no position below is free
+	facts  []facts // by position, of all slices together; 0 is a free position
+	free   int     // number of free positions
+	lowest int32   // no position below is free
 
 	// excess is the number of live endpoints when there are too many.
 	excess int
@@ -161,7 +156,6 @@ func (c *Compiler) reserve(p *portState) {
 	p.addrs = c.pools.addrs.take(endpoints, c.chunked)[:0]
 	p.facts = c.pools.facts.take(endpoints, c.chunked)[:0]
 	p.verdicts = c.pools.verdicts.take(endpoints, c.chunked)[:0]
-	p.Backends = c.pools.backends.take(endpoints, c.chunked)[:0]
 }
 
 // place returns the position of an endpoint, a new one if it has none.
@@ -169,7 +163,7 @@ func (c *Compiler) place(p *portState, sl *sliceState, at int, number uint16) in
 	if sl.facts[at] == 0 {
 		return 0 // not there: 0 is the highest of nothing, at any position
 	}
-	addr := netip.AddrPortFrom(sl.object.Endpoints[at].Addr, number)
+	addr := addressOf(sl.object.Endpoints[at].Addr, number)
 	if pos := c.index.find(p, addr); pos >= 0 {
 		return pos
 	}
@@ -179,7 +173,7 @@ func (c *Compiler) place(p *portState, sl *sliceState, at int, number uint16) in
 }
 
 // take gives the lowest free position to addr.
-func (p *portState) take(addr netip.AddrPort) int32 {
+func (p *portState) take(addr address) int32 {
 	if p.free > 0 {
 		for p.facts[p.lowest] != 0 {
 			p.lowest++
@@ -191,6 +185,5 @@ func (p *portState) take(addr netip.AddrPort) int32 {
 	p.addrs = append(p.addrs, addr)
 	p.facts = append(p.facts, known)
 	p.verdicts = append(p.verdicts, 0)
-	p.Backends = append(p.Backends, Backend{})
 	return int32(len(p.addrs) - 1)
 }

@@ -288,20 +288,20 @@ func textOf(t *rapid.T, p *Port) string {
 	texts := func(positions []int32) []string {
 		var out []string
 		for i, pos := range positions {
-			if i > 0 && p.Backends[pos].OnNode && !p.Backends[positions[i-1]].OnNode {
+			if i > 0 && p.Backend(pos).OnNode && !p.Backend(positions[i-1]).OnNode {
 				t.Fatalf("%v: an endpoint of this node stands behind others", p.ID)
 			}
-			out = append(out, fmt.Sprint(p.Backends[pos]))
+			out = append(out, fmt.Sprint(p.Backend(pos)))
 		}
 		return out
 	}
-	var backends []string
-	for _, b := range p.Backends {
+	var serving []string
+	for _, b := range backends(p) {
 		if b.Addr.IsValid() {
-			backends = append(backends, fmt.Sprint(b))
+			serving = append(serving, fmt.Sprint(b))
 		}
 	}
-	return portText(p.Frontends, p.Refuse, p.Affinity, p.SourceRanges, texts(p.Cluster), texts(p.Local), backends)
+	return portText(p.Frontends, p.Refuse, p.Affinity, p.SourceRanges, texts(p.Cluster), texts(p.Local), serving)
 }
 
 func TestIncrementalCompilationIsWhatTheRulesSay(t *testing.T) {
@@ -350,8 +350,9 @@ func explains(t *rapid.T, c *Compiler) {
 				continue // headless
 			}
 			var b Backend
-			if at := slices.IndexFunc(p.Backends, func(b Backend) bool { return b.Addr == e.Addr }); at >= 0 {
-				b = p.Backends[at]
+			all := backends(p)
+			if at := slices.IndexFunc(all, func(b Backend) bool { return b.Addr == e.Addr }); at >= 0 {
+				b = all[at]
 			}
 			in := strings.HasPrefix(e.Reason, "in") || strings.Contains(e.Reason, "in for")
 			if e.InCluster != b.InCluster || e.InLocal != b.InLocal || in != (b.InCluster || b.InLocal) {
@@ -383,7 +384,7 @@ func follow(t *rapid.T, mirror map[PortID]*mirrored, change Change) {
 	m := mirror[change.ID]
 	if m == nil || change.All {
 		old := m
-		m = &mirrored{backends: slices.Clone(change.Port.Backends)}
+		m = &mirrored{backends: backends(change.Port)}
 		mirror[change.ID] = m
 		if old != nil {
 			m.steady(t, old.backends)
@@ -396,7 +397,7 @@ func follow(t *rapid.T, mirror map[PortID]*mirrored, change Change) {
 		for int(pos) >= len(m.backends) {
 			m.backends = append(m.backends, Backend{})
 		}
-		m.backends[pos] = change.Port.Backends[pos]
+		m.backends[pos] = change.Port.Backend(pos)
 	}
 	m.steady(t, before)
 }
@@ -416,13 +417,14 @@ func (m *mirrored) same(t *rapid.T, p *Port) {
 	if m == nil {
 		t.Fatalf("%v was never announced", p.ID)
 	}
-	for pos := range max(len(m.backends), len(p.Backends)) {
+	now := backends(p)
+	for pos := range max(len(m.backends), len(now)) {
 		var a, b Backend
 		if pos < len(m.backends) {
 			a = m.backends[pos]
 		}
-		if pos < len(p.Backends) {
-			b = p.Backends[pos]
+		if pos < len(now) {
+			b = now[pos]
 		}
 		if a != b {
 			t.Fatalf("%v position %d is %v; changes said %v", p.ID, pos, b, a)

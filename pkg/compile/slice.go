@@ -48,16 +48,13 @@ func (c *Compiler) advance(sl *sliceState) edit {
 		return sl.edit
 	}
 	sl.object, sl.edit = next, 0
-	var was []service.Endpoint
-	if old != nil {
-		was = old.Endpoints
-	}
 	if old == nil || !slices.Equal(old.Ports, next.Ports) {
 		sl.edit |= renumbered
 	}
-	if !sameAddresses(was, next.Endpoints) {
+	// Nothing is carried over from no object.
+	if old != nil && !sameAddresses(old.Endpoints, next.Endpoints) {
 		sl.edit |= rearranged
-		sl.origins = c.originsOf(was, next.Endpoints)
+		sl.origins = c.originsOf(old.Endpoints, next.Endpoints)
 	}
 	if c.restate(sl) {
 		sl.edit |= restated

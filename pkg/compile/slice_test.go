@@ -113,7 +113,7 @@ func TestUpdateWithoutChangeChangesNothing(t *testing.T) {
 // positionOf tells the position of each address of ns/web's port http.
 func positionOf(p *Port) map[string]int {
 	out := map[string]int{}
-	for pos, b := range p.Backends {
+	for pos, b := range backends(p) {
 		if b != (Backend{}) {
 			out[b.Addr.Addr().String()] = pos
 		}
@@ -167,7 +167,7 @@ func TestPositionsAreUsedAgain(t *testing.T) {
 		}
 		c.Apply(batch(aSlice("ns/1", "web", endpoints...)))
 	}
-	if n := len(http(t, c).Backends); n > 20 {
+	if n := http(t, c).Positions(); n > 20 {
 		t.Errorf("ten endpoints that were replaced a hundred times take %d positions", n)
 	}
 }
@@ -177,7 +177,7 @@ func TestEndpointThatReturnsAndOneThatIsNewGetAPositionEach(t *testing.T) {
 	c.Apply(batch(aSlice("ns/1", "web", ep("10.0.0.2"))))
 	c.Apply(batch(aSlice("ns/1", "web", ep("10.0.0.2"), ep("10.0.0.1"), ep("10.0.0.3"))))
 	expect(t, "the choice", sets(http(t, c)), "cluster[10.0.0.1 10.0.0.2 10.0.0.3] local[]")
-	if n := len(http(t, c).Backends); n != 3 {
+	if n := http(t, c).Positions(); n != 3 {
 		t.Errorf("three endpoints take %d positions", n)
 	}
 }
@@ -209,13 +209,13 @@ func TestManyEndpointsInSlicesThatRepeatEachOther(t *testing.T) {
 		objects = append(objects, aSlice(fmt.Sprint("ns/", k), "web", list...))
 	}
 	c := compiled(objects...)
-	if p := http(t, c); len(p.Cluster) != endpoints || len(p.Backends) != endpoints {
-		t.Errorf("%d endpoints, each in two slices, are %d in the set at %d positions", endpoints, len(p.Cluster), len(p.Backends))
+	if p := http(t, c); len(p.Cluster) != endpoints || p.Positions() != endpoints {
+		t.Errorf("%d endpoints, each in two slices, are %d in the set at %d positions", endpoints, len(p.Cluster), p.Positions())
 	}
 	for k := range slicesOf / 2 {
 		c.Apply(batch(fmt.Sprint("~ns/", 2*k)))
 	}
-	if p := http(t, c); len(p.Cluster) != endpoints || len(p.Backends) != endpoints {
-		t.Errorf("with every second slice gone %d endpoints are in the set at %d positions, want %d", len(p.Cluster), len(p.Backends), endpoints)
+	if p := http(t, c); len(p.Cluster) != endpoints || p.Positions() != endpoints {
+		t.Errorf("with every second slice gone %d endpoints are in the set at %d positions, want %d", len(p.Cluster), p.Positions(), endpoints)
 	}
 }

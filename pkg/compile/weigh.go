@@ -2,14 +2,11 @@
 
 package compile
 
-import (
-	"net/netip"
-	"slices"
-)
+import "slices"
 
 // weigh judges all endpoints of a service port anew, publishes those that
-// differ in Port.Backends, and chooses the sets. It returns the positions that
-// differ, valid until the next Apply.
+// differ, and chooses the sets. It returns the positions that differ, valid
+// until the next Apply.
 //
 // It is a function of the sources alone: nothing is counted up and down, so
 // there is no history in which an increment could have been forgotten. The
@@ -48,33 +45,22 @@ func merge(into []facts, positions []int32, from []facts) {
 	}
 }
 
-// publish sets the verdict of a position and the Backend made from it.
+// publish sets the verdict of a position. That of a fresh port need not be
+// noted: all of it is new.
 func (c *Compiler) publish(p *portState, pos int32, v verdict) {
 	was := p.verdicts[pos]
 	p.verdicts[pos] = v
 	if v == 0 {
-		p.addrs[pos] = netip.AddrPort{}
+		p.addrs[pos] = address{}
 		p.free++
 		p.lowest = min(p.lowest, pos)
 	}
 	if v&^present == was&^present {
 		return // known, but without a backend before and after
 	}
-	p.Backends[pos] = v.backend(p.addrs[pos])
-	c.scratch.touched = append(c.scratch.touched, pos)
-}
-
-func (v verdict) backend(addr netip.AddrPort) Backend {
-	b := Backend{Addr: addr, InCluster: v&inCluster != 0, InLocal: v&inLocal != 0, OnNode: v&here != 0}
-	switch {
-	case v&active != 0:
-		b.State = Active
-	case v&draining != 0:
-		b.State = Draining
-	default:
-		return Backend{}
+	if !p.fresh {
+		c.scratch.touched = append(c.scratch.touched, pos)
 	}
-	return b
 }
 
 // choose builds the sets from the verdicts: positions ascending, those of this
@@ -144,7 +130,7 @@ func (c *Compiler) limit(p *portState) {
 		if d := int(p.facts[b]&class) - int(p.facts[a]&class); d != 0 {
 			return d
 		}
-		return p.addrs[a].Compare(p.addrs[b])
+		return p.addrs[a].compare(p.addrs[b])
 	})
 	for _, pos := range rank[c.max:] {
 		p.facts[pos] = known

@@ -203,17 +203,14 @@ func (r *Reconciler) foundSpans(c *compile.Port) (cluster, local span) {
 // adoptBackends takes up the ids of all backends ahead of stageBackends, which
 // then finds them in place.
 func (t *transaction) adoptBackends(p *port, c *compile.Port) {
-	p.words = make([]uint64, len(c.Backends))
-	p.addrs = make([]netip.AddrPort, len(c.Backends))
-	p.flags = make([]uint8, len(c.Backends))
-	for pos, b := range c.Backends {
-		if !b.Addr.IsValid() {
+	p.words = carve(&t.slabs.words, c.Positions())
+	for pos := range p.words {
+		b := c.Backend(int32(pos))
+		if b.State == 0 {
 			continue
 		}
 		if id, generation, ok := t.r.found.backend(p.id, b.Addr); ok {
 			p.words[pos] = maps.SlotWord(id, generation)
-			p.addrs[pos] = b.Addr
-			p.flags[pos] = t.r.flagsOf(p.compiled.Family, id)
 		}
 	}
 }
@@ -228,7 +225,7 @@ func (t *transaction) sameSet(p *port, c *compile.Port, s span, positions []int3
 		if p.words[pos] == 0 {
 			return false
 		}
-		if c.Backends[pos].OnNode {
+		if c.Backend(pos).OnNode {
 			onNode++
 		}
 		want = append(want, p.words[pos])

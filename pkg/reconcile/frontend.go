@@ -15,9 +15,9 @@ import (
 // addressUse counts why an address stands in vip_filter and in the owner
 // entries of the frontends tables.
 type addressUse struct {
-	frontends  int // that have it
-	clusterIPs int // of them, ClusterIPs: other ports of the address are refused
-	elsewhere  int // Services of other proxies that have it
+	frontends  uint32 // that have it
+	clusterIPs uint32 // of them, ClusterIPs: other ports of the address are refused
+	elsewhere  uint32 // Services of other proxies that have it
 	node       bool
 }
 
@@ -73,7 +73,7 @@ func (r *Reconciler) publish(f *frontend, external, internal uint64) {
 
 func (t *transaction) exchangeFrontends(p *port, want []compile.Frontend) error {
 	old, kinds := p.frontends, p.declared
-	p.frontends = make([]*frontend, 0, len(want))
+	p.frontends = carve(&t.slabs.refs, len(want))[:0]
 	p.declared = nil
 	for _, w := range want {
 		f, err := t.frontend(p, w)
@@ -86,7 +86,7 @@ func (t *transaction) exchangeFrontends(p *port, want []compile.Frontend) error 
 		}
 		p.frontends = append(p.frontends, f)
 	}
-	p.declared = slices.Clone(want)
+	p.declared = want
 	for i, f := range old {
 		if f.port == p && !slices.Contains(p.frontends, f) {
 			f.port = nil
@@ -103,7 +103,8 @@ func (t *transaction) frontend(p *port, w compile.Frontend) (*frontend, error) {
 	r := t.r
 	f := r.frontends[w.FrontendKey]
 	if f == nil {
-		f = &frontend{key: w.FrontendKey}
+		f = &carve(&t.slabs.frontends, 1)[0]
+		f.key = w.FrontendKey
 		if !r.adoptFrontend(f) {
 			id, err := r.take(&r.frontendIDs, maps.FrontendState)
 			if err != nil {
@@ -111,7 +112,10 @@ func (t *transaction) frontend(p *port, w compile.Frontend) (*frontend, error) {
 			}
 			f.id = id
 			r.set.FrontendState.At(id).Generation++
-			f.words = [2]uint64{^uint64(0), ^uint64(0)} // what is there is anybody's
+			// What is there is anybody's. Until its port is staged to the end,
+			// a frontend has empty ranges.
+			r.set.FrontendState.StoreWord(id, maps.StateExternal, 0)
+			r.set.FrontendState.StoreWord(id, maps.StateInternal, 0)
 		}
 		r.frontends[w.FrontendKey] = f
 	}
@@ -286,14 +290,16 @@ func (t *transaction) stageElsewhere(c *compile.Change) error {
 	}
 	for _, f := range c.Port.Frontends {
 		u := t.r.address(f.Addr.Addr())
-		_, had := u.ownerValue()
+		before, had := u.ownerValue()
 		u.elsewhere++
-		t.insertOwner(f.Addr.Addr(), maps.AddressElsewhere, had)
+		if !had || before != maps.AddressElsewhere {
+			t.insertOwner(f.Addr.Addr(), maps.AddressElsewhere, had)
+		}
 	}
 	for _, f := range p.declared {
 		t.unuseElsewhere(f.Addr.Addr())
 	}
-	p.declared = slices.Clone(c.Port.Frontends)
+	p.declared = c.Port.Frontends
 	return nil
 }
 
@@ -325,7 +331,7 @@ func (t *transaction) stageSources(p *port, c *compile.Port) error {
 		}
 	}
 	t.removeSources(p, gone)
-	p.sources = slices.Clone(c.SourceRanges)
+	p.sources = c.SourceRanges
 	return errors.Join(errs...)
 }
 

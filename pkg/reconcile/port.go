@@ -48,7 +48,8 @@ func (t *transaction) stage(c *compile.Change) error {
 }
 
 func (t *transaction) newPort(id compile.PortID) (*port, error) {
-	p := &port{compiled: id}
+	p := &carve(&t.slabs.ports, 1)[0]
+	p.compiled = id
 	if known, ok := t.r.found.port(id); ok {
 		p.id = known
 	} else {
@@ -111,36 +112,31 @@ func (t *transaction) freeBackend(p *port, pos int) {
 	id, _ := maps.SplitSlotWord(p.words[pos])
 	t.dead = append(t.dead, deadBackend{p.compiled.Family, id})
 	p.words[pos] = 0
-	p.addrs[pos] = netip.AddrPort{}
 }
 
 // stageBackends writes the backends that differ.
 func (t *transaction) stageBackends(p *port, c *compile.Change) error {
-	backends := c.Port.Backends
+	positions := c.Port.Positions()
 	if p.words == nil {
-		p.words = make([]uint64, len(backends))
-		p.addrs = make([]netip.AddrPort, len(backends))
-		p.flags = make([]uint8, len(backends))
+		p.words = carve(&t.slabs.words, positions)
 	}
-	if n := len(backends) - len(p.words); n > 0 {
+	if n := positions - len(p.words); n > 0 {
 		p.words = append(p.words, make([]uint64, n)...)
-		p.addrs = append(p.addrs, make([]netip.AddrPort, n)...)
-		p.flags = append(p.flags, make([]uint8, n)...)
 	}
 	if !c.All {
 		for _, pos := range c.Touched {
-			if err := t.stageBackend(p, int(pos), &backends[pos]); err != nil {
+			if err := t.stageBackend(p, pos, c.Port.Backend(pos)); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	for pos := range backends {
-		if err := t.stageBackend(p, pos, &backends[pos]); err != nil {
+	for pos := range int32(positions) {
+		if err := t.stageBackend(p, pos, c.Port.Backend(pos)); err != nil {
 			return err
 		}
 	}
-	for pos := len(backends); pos < len(p.words); pos++ {
+	for pos := positions; pos < len(p.words); pos++ {
 		if p.words[pos] != 0 {
 			t.freeBackend(p, pos)
 		}
@@ -148,23 +144,22 @@ func (t *transaction) stageBackends(p *port, c *compile.Change) error {
 	return nil
 }
 
-func (t *transaction) stageBackend(p *port, pos int, b *compile.Backend) error {
-	if p.words[pos] != 0 && p.addrs[pos] != b.Addr {
-		t.freeBackend(p, pos)
+func (t *transaction) stageBackend(p *port, pos int32, b compile.Backend) error {
+	if p.words[pos] != 0 {
+		id, generation := maps.SplitSlotWord(p.words[pos])
+		addr, flags := t.r.readBackend(p.compiled.Family, id)
+		if addr == b.Addr {
+			if want := backendFlags(&b); want != flags {
+				t.r.storeFlags(p, id, generation, addr, want)
+			}
+			return nil
+		}
+		t.freeBackend(p, int(pos))
 	}
-	if !b.Addr.IsValid() {
+	if b.State == 0 {
 		return nil
 	}
-	flags := backendFlags(b)
-	if p.words[pos] == 0 {
-		return t.newBackend(p, pos, b.Addr, flags)
-	}
-	if p.flags[pos] != flags {
-		id, generation := maps.SplitSlotWord(p.words[pos])
-		t.r.storeFlags(p, id, generation, b.Addr, flags)
-		p.flags[pos] = flags
-	}
-	return nil
+	return t.newBackend(p, int(pos), &b)
 }
 
 func backendFlags(b *compile.Backend) uint8 {
@@ -181,9 +176,8 @@ func backendFlags(b *compile.Backend) uint8 {
 	return flags
 }
 
-func (t *transaction) newBackend(p *port, pos int, addr netip.AddrPort, flags uint8) error {
+func (t *transaction) newBackend(p *port, pos int, b *compile.Backend) error {
 	r := t.r
-	p.addrs[pos], p.flags[pos] = addr, flags
 	allocator, table := &r.backends4, maps.Backends4
 	if p.compiled.Family == service.IPv6 {
 		allocator, table = &r.backends6, maps.Backends6
@@ -192,7 +186,7 @@ func (t *transaction) newBackend(p *port, pos int, addr netip.AddrPort, flags ui
 	if err != nil {
 		return err
 	}
-	p.words[pos] = maps.SlotWord(id, r.writeBackend(p, id, addr, flags))
+	p.words[pos] = maps.SlotWord(id, r.writeBackend(p, id, b.Addr, backendFlags(b)))
 	return nil
 }
 
@@ -227,11 +221,14 @@ func (r *Reconciler) storeFlags(p *port, id, generation uint32, addr netip.AddrP
 	r.set.Backends6.StoreWord(id, maps.Backend6Flags, maps.Backend6Word(addr, proto, flags, generation))
 }
 
-func (r *Reconciler) flagsOf(family service.Family, id uint32) uint8 {
+// readBackend tells where a backend is and its flags. Nobody else writes them.
+func (r *Reconciler) readBackend(family service.Family, id uint32) (netip.AddrPort, uint8) {
 	if family == service.IPv4 {
-		return r.set.Backends4.Load(id).Flags
+		b := r.set.Backends4.At(id)
+		return netip.AddrPortFrom(maps.FromAddr4(b.Addr), maps.Port16(b.Port)), b.Flags
 	}
-	return r.set.Backends6.Load(id).Flags
+	b := r.set.Backends6.At(id)
+	return netip.AddrPortFrom(maps.FromAddr16(b.Addr), maps.Port16(b.Port)), b.Flags
 }
 
 // killBackend marks a backend dead and puts its id into quarantine.

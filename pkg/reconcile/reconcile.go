@@ -23,10 +23,8 @@ import (
 	"sync"
 	"time"
 
-	"portolan.dev/portolan/bpf"
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/compile"
-	"portolan.dev/portolan/pkg/service"
 )
 
 // Config is what a reconciler works with.
@@ -48,6 +46,7 @@ type Reconciler struct {
 	cfg Config
 
 	mu        sync.Mutex
+	draft     func() (*maps.Draft, error) // of the first set
 	set       *maps.Set
 	live      bool   // programs may be reading the tables
 	attached  bool   // they are this agent's
@@ -63,6 +62,8 @@ type Reconciler struct {
 	portIDs, frontendIDs, backends4, backends6 ids
 	slots                                      spans
 
+	inserting sync.WaitGroup // system calls on set that a transaction makes beside itself
+
 	retired []retiree
 	failed  map[compile.PortID]struct{}
 	wake    chan struct{}
@@ -74,11 +75,9 @@ type port struct {
 	id       uint32
 	compiled compile.PortID
 
-	// By position, as in compile.Port: the slot word of the backend (0: hole),
-	// where it is, and its flags in the table.
+	// words are the slot words of the backends by position, as in compile.Port;
+	// 0 is a hole. All else about a backend is looked up in the table.
 	words []uint64
-	addrs []netip.AddrPort
-	flags []uint8
 
 	cluster span
 	local   span // in a block of its own unless shared
@@ -117,6 +116,9 @@ func New(cfg Config) (*Reconciler, error) {
 	}
 	r.portIDs.next = 1 // 0 stands for no service port in empty entries
 	if r.set == nil {
+		// Beside everything that comes before the first Apply.
+		r.draft = sync.OnceValues(maps.NewDraft)
+		go r.draft()
 		return r, nil
 	}
 	r.setLimits()
@@ -137,19 +139,20 @@ func New(cfg Config) (*Reconciler, error) {
 func (r *Reconciler) Apply(changes []compile.Change) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.set == nil {
-		if err := r.create(changes); err != nil {
-			return err
-		}
-	}
 	t := transaction{r: r}
-	if len(r.ports) == 0 { // a first load: one allocation instead of many
-		t.names = make([]uint32, 0, len(changes))
-		t.nameValues = make([]bpf.LbServiceName, 0, len(changes))
+	if len(r.ports) == 0 {
+		need := measure(changes)
+		if r.set == nil {
+			if err := r.create(&need); err != nil {
+				return err
+			}
+		}
+		t.makeRoom(&need)
 	}
 	var errs []error
 	for i := range changes {
 		c := &changes[i]
+		t.insertEarly()
 		err := t.stage(c)
 		if err != nil {
 			r.failed[c.ID] = struct{}{}
@@ -201,64 +204,4 @@ func (r *Reconciler) Tables() *maps.Set {
 
 func describe(id compile.PortID) string {
 	return fmt.Sprintf("%s port %q %s %s", id.Service, id.Port, id.Protocol, id.Family)
-}
-
-// transaction gathers what a batch of changes does to the hash tables, and
-// what it frees, so that both happen once and in order.
-type transaction struct {
-	r *Reconciler
-
-	names      []uint32
-	nameValues []bpf.LbServiceName
-	keys4      []bpf.LbFrontend4Key
-	values4    []uint32
-	keys6      []bpf.LbFrontend6Key
-	values6    []uint32
-
-	orphans []*frontend // lost their port; removed unless another took them
-	gone    []*port
-	dead    []deadBackend
-	spans   []span
-	later   []func() error // what goes once no word leads there any more
-}
-
-type deadBackend struct {
-	family service.Family
-	id     uint32
-}
-
-// commit inserts and removes entries in the order that keeps every reader
-// right: names, frontends; then the other way round for what goes.
-func (t *transaction) commit() error {
-	r := t.r
-	var errs []error
-	errs = append(errs, t.makeRoom(),
-		r.set.ServiceNames.PutAll(t.names, t.nameValues),
-		r.set.Frontends4.PutAll(t.keys4, t.values4),
-		r.set.Frontends6.PutAll(t.keys6, t.values6))
-	for _, f := range t.orphans {
-		if f.port == nil && f.registered {
-			errs = append(errs, r.removeFrontend(f))
-		}
-	}
-	for _, f := range t.later {
-		errs = append(errs, f())
-	}
-	for _, p := range t.gone {
-		errs = append(errs, r.set.ServiceNames.Delete(p.id))
-		r.retire(retiree{kind: portID, id: p.id})
-	}
-	for _, d := range t.dead {
-		r.killBackend(d)
-	}
-	for _, s := range t.spans {
-		r.retire(retiree{kind: slotSpan, span: s})
-	}
-	if len(r.retired) > 0 {
-		select {
-		case r.wake <- struct{}{}:
-		default:
-		}
-	}
-	return errors.Join(errs...)
 }

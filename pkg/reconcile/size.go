@@ -5,15 +5,15 @@ package reconcile
 import (
 	"fmt"
 	"math/bits"
-	"net/netip"
 
 	"portolan.dev/portolan/maps"
-	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/service"
 )
 
 // Tables start at twice what they have to hold, and double at four fifths:
-// steady growth costs one switch of programs per doubling.
+// steady growth costs one switch of programs per doubling. Sizes are no powers
+// of two: rounding up to one would be paid in memory, and the first load waits
+// for the kernel to clear it.
 const (
 	smallest     = 1024
 	fullPercent  = 80
@@ -21,51 +21,15 @@ const (
 	filterFull   = 8  // fewer bits per address than this: grow
 )
 
-func capacity(need int) uint32 {
-	return max(smallest, uint32(1)<<bits.Len32(uint32(2*need-1)))
-}
+func capacity(need int) uint32 { return roundUp(uint32(2 * need)) }
 
-// create makes tables that fit the first changes.
-func (r *Reconciler) create(changes []compile.Change) error {
-	var frontends4, frontends6, backends4, backends6, slots, ports int
-	for _, c := range changes {
-		if c.Port == nil {
-			continue
-		}
-		ports++
-		for _, set := range [][]int32{c.Port.Cluster, c.Port.Local} {
-			if n := uint32(len(set)); n > 0 {
-				slots += 1 << class(n)
-			}
-		}
-		// Every frontend may bring an owner entry for its address.
-		if c.ID.Family == service.IPv4 {
-			frontends4 += 2 * len(c.Port.Frontends)
-			backends4 += len(c.Port.Backends)
-		} else {
-			frontends6 += 2 * len(c.Port.Frontends)
-			backends6 += len(c.Port.Backends)
-		}
-	}
-	set, err := maps.Create(maps.Sizes{
-		Frontends4: capacity(frontends4), Frontends6: capacity(frontends6),
-		FrontendState: capacity((frontends4 + frontends6) / 2),
-		Slots:         capacity(max(slots, 2*smallest)),
-		Backends4:     capacity(max(backends4, 2*smallest)), Backends6: capacity(max(backends6, 2*smallest)),
-		FilterBits: max(1<<16, capacity(filterFactor/4*(frontends4+frontends6))),
-		NodeAddrs4: smallest, NodeAddrs6: smallest,
-		ServiceNames: capacity(ports),
-	})
-	if err != nil {
-		return err
-	}
-	r.set = set
-	r.setLimits()
-	r.ports = make(map[compile.PortID]*port, ports)
-	r.frontends = make(map[compile.FrontendKey]*frontend, (frontends4+frontends6)/2)
-	r.addresses = make(map[netip.Addr]*addressUse, (frontends4+frontends6)/2)
-	r.filter = make(map[uint32]uint32, (frontends4+frontends6)/2)
-	return nil
+// roundUp makes a size a multiple of the smallest, which is whole pages of any
+// entries.
+func roundUp(entries uint32) uint32 { return max(1, (entries+smallest-1)/smallest) * smallest }
+
+// filterBits is the size of vip_filter for so many addresses.
+func filterBits(addresses int) uint32 {
+	return max(1<<16, uint32(1)<<bits.Len32(uint32(filterFactor*addresses)))
 }
 
 func (r *Reconciler) setLimits() {
@@ -127,7 +91,7 @@ func (r *Reconciler) growIfNeeded() error {
 		}
 	}
 	if uint32(len(r.addresses))*filterFull > want.FilterBits {
-		want.FilterBits = capacity(filterFactor / 2 * len(r.addresses))
+		want.FilterBits = filterBits(len(r.addresses))
 		r.resized[maps.VIPFilter]++
 		grown = true
 	}
@@ -140,7 +104,7 @@ func (r *Reconciler) growIfNeeded() error {
 // grow makes one table as large as asked, for a change that needs it now.
 func (r *Reconciler) grow(table string, entries uint32) error {
 	want := r.set.Sizes()
-	setSize(&want, table, uint32(1)<<bits.Len32(entries-1))
+	setSize(&want, table, roundUp(entries))
 	r.resized[table]++
 	return r.growTo(want)
 }
@@ -149,6 +113,7 @@ func (r *Reconciler) grow(table string, entries uint32) error {
 // writes meanwhile (the lock is held), so both copies are right at every
 // moment of the switch.
 func (r *Reconciler) growTo(want maps.Sizes) error {
+	r.inserting.Wait()
 	grown, err := r.set.Grow(want)
 	if err != nil {
 		return err
@@ -201,28 +166,39 @@ func setSize(s *maps.Sizes, table string, entries uint32) {
 	}
 }
 
-// makeRoom grows hash tables that what is about to be inserted would fill.
-func (t *transaction) makeRoom() error {
-	r := t.r
-	want := r.set.Sizes()
-	grown := false
+// crowded lists the hash tables that cannot hold what is about to be inserted,
+// and how many entries each would have.
+func (t *transaction) crowded() map[string]uint32 {
+	r, have := t.r, t.r.set.Sizes()
+	var short map[string]uint32
 	for _, need := range []struct {
-		table    string
-		entries  uint32
-		capacity uint32
+		table             string
+		entries, capacity uint32
 	}{
-		{maps.Frontends4, r.entries[0], want.Frontends4},
-		{maps.Frontends6, r.entries[1], want.Frontends6},
-		{maps.ServiceNames, r.portIDs.used, want.ServiceNames},
+		{maps.Frontends4, r.entries[0], have.Frontends4},
+		{maps.Frontends6, r.entries[1], have.Frontends6},
+		{maps.ServiceNames, r.portIDs.used, have.ServiceNames},
 	} {
 		if need.entries > need.capacity {
-			setSize(&want, need.table, capacity(int(need.entries)))
-			r.resized[need.table]++
-			grown = true
+			if short == nil {
+				short = map[string]uint32{}
+			}
+			short[need.table] = need.entries
 		}
 	}
-	if !grown {
+	return short
+}
+
+// relieve grows the tables that are crowded.
+func (t *transaction) relieve() error {
+	short := t.crowded()
+	if len(short) == 0 {
 		return nil
 	}
-	return r.growTo(want)
+	want := t.r.set.Sizes()
+	for table, entries := range short {
+		setSize(&want, table, capacity(int(entries)))
+		t.r.resized[table]++
+	}
+	return t.r.growTo(want)
 }
