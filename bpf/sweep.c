@@ -61,7 +61,7 @@ int portolan_sweep(struct sweep_report *report)
 	struct sweep s = { .now = report->now };
 
 	if (!s.now)
-		s.now = bpf_ktime_get_coarse_ns() >> 30;
+		s.now = bpf_ktime_get_ns() >> 30; /* the same clock, read finely */
 	bpf_for_each_map_elem(&flows4, sweep4, &s, 0);
 	bpf_for_each_map_elem(&flows6, sweep6, &s, 0);
 	report->now = s.now;

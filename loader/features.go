@@ -10,6 +10,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Feature is something of the kernel that Portolan uses.
@@ -39,6 +41,10 @@ func Features() []Feature {
 		{Name: "errno from programs", Since: "5.18", Purpose: "refused connects say why", Required: true, probe: helper(ebpf.CGroupSockAddr, asm.FnSetRetval)},
 		{Name: "bpf_sock_destroy", Since: "6.5", Purpose: "UDP sockets of stopped backends are closed", probe: haveKfunc("bpf_sock_destroy"),
 			Without: "they are closed one by one through SOCK_DIAG"},
+		{Name: "tc programs", Since: "4.1", Purpose: "traffic from the wire is translated", Required: true,
+			probe: func() error { return features.HaveProgramType(ebpf.SchedCLS) }},
+		{Name: "tcx", Since: "6.6", Purpose: "programs are attached to devices by links", probe: haveTCX,
+			Without: "they are attached as clsact filters"},
 	}
 }
 
@@ -89,3 +95,16 @@ func haveKfunc(name string) func() error {
 		return nil
 	}
 }
+
+// haveTCX asks for the programs of the loopback device, which kernels without
+// tcx refuse to tell.
+func haveTCX() error {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: loopbackIndex, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, unix.EINVAL) {
+		return ebpf.ErrNotSupported
+	}
+	return err
+}
+
+// loopbackIndex is that of lo in every network namespace.
+const loopbackIndex = 1

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 )
 
 // Attachment is a hook and whether a program of ours runs there.
@@ -69,7 +70,10 @@ func Cleanup(root string, dryRun bool) ([]string, error) {
 		return nil, err
 	}
 	defer lock.Close()
-	var removed []string
+	removed, err := cleanDevices(dryRun)
+	if err != nil {
+		return removed, err
+	}
 	// Links first: no program may outlive the tables that explain it.
 	for _, dir := range []string{linkDir(root), TableDir(root)} {
 		entries, err := os.ReadDir(dir)
@@ -94,6 +98,22 @@ func Cleanup(root string, dryRun bool) ([]string, error) {
 	if !dryRun {
 		if err := os.Remove(root); err != nil {
 			return removed, fmt.Errorf("clean up: %w", err)
+		}
+	}
+	return removed, nil
+}
+
+// cleanDevices removes our filters from the devices of this network namespace:
+// on kernels without tcx no pin stands for them.
+func cleanDevices(dryRun bool) ([]string, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("clean up: list devices: %w", err)
+	}
+	var removed []string
+	for _, dev := range links {
+		if n := ourFilters(dev, !dryRun); n > 0 {
+			removed = append(removed, fmt.Sprintf("%d tc filters of device %s", n, dev.Attrs().Name))
 		}
 	}
 	return removed, nil

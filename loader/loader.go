@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -40,10 +41,15 @@ type Config struct {
 	// WithoutSockDestroy closes UDP sockets through SOCK_DIAG, as on kernels
 	// that lack bpf_sock_destroy: for tests of that way.
 	WithoutSockDestroy bool
+	// WithoutTCX attaches to devices by clsact, as on kernels that lack tcx:
+	// for tests of that way.
+	WithoutTCX bool
+	// XDP says whether devices get an XDP program, and in which mode.
+	XDP XDPMode
 }
 
 // Loader owns a directory of pins. Methods are not safe for concurrent use,
-// except CloseStaleUDP.
+// except CloseStaleUDP and Sweep.
 type Loader struct {
 	cfg      Config
 	lock     *os.File
@@ -52,6 +58,13 @@ type Loader struct {
 	types    *btf.Spec
 	links    map[string]link.Link
 	closeUDP *ebpf.Program
+
+	tables  *maps.Set // of the last Attach
+	wire    map[variant]*wirePrograms
+	devices map[int]*wireDevice // by index
+
+	sweepLock sync.Mutex
+	sweep     *ebpf.Program
 }
 
 // Open checks the machine and takes the directory; Close gives it back. Errors
@@ -89,7 +102,8 @@ func Open(cfg Config) (*Loader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Loader{cfg: cfg, lock: lock, cgroup: cgroup, cookie: cookie, types: types, links: map[string]link.Link{}}, nil
+	return &Loader{cfg: cfg, lock: lock, cgroup: cgroup, cookie: cookie, types: types,
+		links: map[string]link.Link{}, wire: map[variant]*wirePrograms{}, devices: map[int]*wireDevice{}}, nil
 }
 
 // CgroupRoot is the cgroup directory whose sockets are served.
@@ -102,6 +116,15 @@ func (l *Loader) Close() error {
 	}
 	if l.closeUDP != nil {
 		l.closeUDP.Close()
+	}
+	for _, d := range l.devices {
+		d.close()
+	}
+	for _, p := range l.wire {
+		p.close()
+	}
+	if l.sweep != nil {
+		l.sweep.Close()
 	}
 	return l.lock.Close()
 }
@@ -194,6 +217,10 @@ func (l *Loader) Attach(set *maps.Set) error {
 			return err
 		}
 	}
+	if err := errors.Join(l.loadSweep(set), l.switchDevices(set)); err != nil {
+		return err
+	}
+	l.tables = set
 	return nil
 }
 

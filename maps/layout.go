@@ -26,6 +26,9 @@ const (
 	NodeConfigCIDRs  = unsafe.Offsetof(bpf.LbNodeConfig{}.ActiveCidrs)
 	NodeConfigPorts  = unsafe.Offsetof(bpf.LbNodeConfig{}.NodeportMin)
 	nodeConfigLayout = unsafe.Offsetof(bpf.LbNodeConfig{}.Layout)
+
+	WireConfigRoutes = unsafe.Offsetof(bpf.LbWireConfig{}.RouteGeneration)
+	WireConfigInside = unsafe.Offsetof(bpf.LbWireConfig{}.ActiveInside)
 )
 
 // NoNodePorts is the range of NodePorts, lowest and highest, when there is none.
@@ -38,6 +41,9 @@ const (
 	RangeAffinity = uint8(bpf.LbRangeFlagsRANGE_AFFINITY)
 	RangeGuarded  = uint8(bpf.LbRangeFlagsRANGE_GUARDED)
 	RangeLocal    = uint8(bpf.LbRangeFlagsRANGE_LOCAL)
+	RangeInside   = uint8(bpf.LbRangeFlagsRANGE_INSIDE)
+	RangeMaglev   = uint8(bpf.LbRangeFlagsRANGE_MAGLEV)
+	RangeDSR      = uint8(bpf.LbRangeFlagsRANGE_DSR)
 
 	BackendActive    = uint8(bpf.LbBackendStateBACKEND_ACTIVE)
 	BackendDraining  = uint8(bpf.LbBackendStateBACKEND_DRAINING)
@@ -48,9 +54,19 @@ const (
 
 	AddressOurs      = uint32(bpf.LbAddressOwnerADDRESS_OURS)
 	AddressElsewhere = uint32(bpf.LbAddressOwnerADDRESS_ELSEWHERE)
+	AddressPublished = uint32(bpf.LbAddressOwnerADDRESS_PUBLISHED)
+
+	DeviceXDPTarget    = uint32(bpf.LbDeviceFlagsDEVICE_XDP_TARGET)
+	DeviceNoLinkHeader = uint32(bpf.LbDeviceFlagsDEVICE_NO_LINK_HEADER)
 
 	NodeAddrHostOnly = uint32(bpf.LbNodeAddrFlagsNODE_ADDR_HOST_ONLY)
 )
+
+// IsAddressOwner tells the values of the frontends tables that are no frontend
+// id but say whose an address is.
+func IsAddressOwner(id uint32) bool {
+	return id == AddressOurs || id == AddressElsewhere || id == AddressPublished
+}
 
 // MaxRange is the number of backends that a range word can count.
 const MaxRange = 1<<24 - 1

@@ -45,6 +45,16 @@ const (
 	SockRev       = "sock_rev"
 	Reasons       = "reasons"
 	ServiceNames  = "service_names"
+	Flows4        = "flows4"
+	Flows6        = "flows6"
+	Newcomers4    = "newcomers4"
+	Newcomers6    = "newcomers6"
+	Fragments     = "fragments"
+	Devices       = "devices"
+	WireConfig    = "wire_config"
+	NextHops4     = "next_hops4"
+	NextHops6     = "next_hops6"
+	Refusals      = "refusals"
 )
 
 // ErrLayout means that pinned tables are of another layout than this build's.
@@ -72,6 +82,8 @@ func (s Sizes) byName() map[string]uint32 {
 		VIPFilter:  s.FilterBits / 64,
 		NodeAddrs4: s.NodeAddrs4, NodeAddrs6: s.NodeAddrs6,
 		ServiceNames: s.ServiceNames,
+		// Caches by backend id: larger ones begin empty.
+		NextHops4: s.Backends4, NextHops6: s.Backends6,
 	}
 }
 
@@ -95,25 +107,36 @@ type Set struct {
 	Affinity      Hash[bpf.LbAffinityKey, bpf.LbAffinity]
 	SockRev       Hash[bpf.LbSockRevKey, bpf.LbSockPeer]
 	ServiceNames  Hash[uint32, bpf.LbServiceName]
+	WireConfig    *Array[bpf.LbWireConfig]
+	Devices       Hash[uint32, bpf.LbDevice]
+	Flows4        Hash[bpf.LbFlow4Key, bpf.LbFlow4]
+	Flows6        Hash[bpf.LbFlow6Key, bpf.LbFlow6]
+	Refusals      Hash[bpf.LbRefusalKey, uint64]
 }
+
+// private are maps that belong to a program and are no tables: constants, and
+// memory that is used within one run.
+var private = map[string]bool{".rodata": true, "request_scratch": true}
 
 // Specs returns the declarations of all tables with the capacities of s; a
 // capacity of 0 leaves the smallest one.
 func Specs(s Sizes) (map[string]*ebpf.MapSpec, error) {
-	spec, err := bpf.LoadSock()
-	if err != nil {
-		return nil, fmt.Errorf("read table declarations: %w", err)
-	}
 	specs := make(map[string]*ebpf.MapSpec)
 	sizes := s.byName()
-	for name, m := range spec.Maps {
-		if name == ".rodata" {
-			continue
+	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadSock, bpf.LoadTc} {
+		spec, err := load()
+		if err != nil {
+			return nil, fmt.Errorf("read table declarations: %w", err)
 		}
-		if n := sizes[name]; n > 0 {
-			m.MaxEntries = n
+		for name, m := range spec.Maps {
+			if private[name] {
+				continue
+			}
+			if n := sizes[name]; n > 0 {
+				m.MaxEntries = n
+			}
+			specs[name] = m
 		}
-		specs[name] = m
 	}
 	return specs, nil
 }
@@ -186,14 +209,19 @@ func newSet(all map[string]*ebpf.Map, writable bool) (*Set, error) {
 		Affinity:     Hash[bpf.LbAffinityKey, bpf.LbAffinity]{all[Affinity]},
 		SockRev:      Hash[bpf.LbSockRevKey, bpf.LbSockPeer]{all[SockRev]},
 		ServiceNames: Hash[uint32, bpf.LbServiceName]{all[ServiceNames]},
+		Devices:      Hash[uint32, bpf.LbDevice]{all[Devices]},
+		Flows4:       Hash[bpf.LbFlow4Key, bpf.LbFlow4]{all[Flows4]},
+		Flows6:       Hash[bpf.LbFlow6Key, bpf.LbFlow6]{all[Flows6]},
+		Refusals:     Hash[bpf.LbRefusalKey, uint64]{all[Refusals]},
 	}
-	var errs [6]error
+	var errs [7]error
 	s.FrontendState, errs[0] = mapArray[bpf.LbFrontendState](all[FrontendState], writable)
 	s.Slots, errs[1] = mapArray[bpf.LbSlot](all[Slots], writable)
 	s.Backends4, errs[2] = mapArray[bpf.LbBackend4](all[Backends4], writable)
 	s.Backends6, errs[3] = mapArray[bpf.LbBackend6](all[Backends6], writable)
 	s.VIPFilter, errs[4] = mapArray[uint64](all[VIPFilter], writable)
 	s.NodeConfig, errs[5] = mapArray[bpf.LbNodeConfig](all[NodeConfig], writable)
+	s.WireConfig, errs[6] = mapArray[bpf.LbWireConfig](all[WireConfig], writable)
 	if err := errors.Join(errs[:]...); err != nil {
 		s.Close()
 		return nil, err
@@ -251,7 +279,7 @@ func pin(m *ebpf.Map, path string) error {
 
 // Close closes the tables; pins and programs keep them alive.
 func (s *Set) Close() {
-	for _, a := range []interface{ unmap() }{s.FrontendState, s.Slots, s.Backends4, s.Backends6, s.VIPFilter, s.NodeConfig} {
+	for _, a := range []interface{ unmap() }{s.FrontendState, s.Slots, s.Backends4, s.Backends6, s.VIPFilter, s.NodeConfig, s.WireConfig} {
 		a.unmap()
 	}
 	closeAll(s.all)

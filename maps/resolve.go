@@ -38,6 +38,17 @@ var reasons = map[bpf.LbReason][2]string{
 	bpf.LbReasonREASON_NO_SERVICE:        {"no-service", "ENETUNREACH"},
 	bpf.LbReasonREASON_SOURCE_RANGE:      {"source-range", "EACCES"},
 	bpf.LbReasonREASON_NODEPORT_TAKEN:    {"nodeport-taken", "EADDRINUSE"},
+	// Of packets: there is no caller to tell.
+	bpf.LbReasonREASON_CLUSTER_IP_OUTSIDE: {"cluster-ip-outside", ""},
+	bpf.LbReasonREASON_MASQUERADE_PORTS:   {"masquerade-ports", ""},
+	bpf.LbReasonREASON_NO_ROUTE:           {"no-route", ""},
+	bpf.LbReasonREASON_TTL:                {"ttl", ""},
+	bpf.LbReasonREASON_TOO_BIG:            {"too-big", ""},
+	bpf.LbReasonREASON_FRAGMENT:           {"fragment", ""},
+	bpf.LbReasonREASON_MALFORMED:          {"malformed", ""},
+	bpf.LbReasonREASON_SPOOFED:            {"spoofed", ""},
+	bpf.LbReasonREASON_FLOW_TABLE_FULL:    {"flow-table-full", ""},
+	bpf.LbReasonREASON_SCTP_PORT:          {"sctp-port", ""},
 }
 
 // Denied reads the counters of calls that were not let through.
@@ -61,7 +72,8 @@ func (s *Set) Denied() ([]Reason, error) {
 // for.
 type Resolved struct {
 	Frontends []Frontend
-	// Owners are the addresses as such: AddressOurs or AddressElsewhere.
+	// Owners are the addresses as such: AddressOurs, AddressElsewhere or
+	// AddressPublished.
 	Owners map[netip.Addr]uint32
 	// NodeAddrs serve NodePorts; true: inside the node's own namespace only.
 	NodeAddrs map[netip.Addr]bool
@@ -263,7 +275,7 @@ func (r *resolver) readFrontends() error {
 }
 
 func (r *resolver) frontend(addr netip.AddrPort, proto uint8, id uint32) {
-	if id == AddressOurs || id == AddressElsewhere {
+	if IsAddressOwner(id) {
 		r.out.Owners[addr.Addr()] = id
 		return
 	}

@@ -63,6 +63,8 @@ func cleanup(env *environment, dryRun bool) error {
 		fmt.Fprintf(env.errOut, "portolan: nothing was removed: an agent runs on --bpffs-root %s; stop the agent first\n", env.bpffsRoot)
 		return errFinding
 	}
+	restored, restoreErr := loader.RestoreReservedPorts(env.socket, dryRun)
+	paths, err = append(paths, restored...), errors.Join(err, restoreErr)
 	// What is gone is told even when the rest could not be removed.
 	return errors.Join(err, printRemoval(env, paths, dryRun))
 }

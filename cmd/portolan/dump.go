@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -198,7 +199,7 @@ func rangeText(r *maps.Range) string {
 	for _, f := range []struct {
 		bit  uint8
 		name string
-	}{{maps.RangeAffinity, "affinity"}, {maps.RangeGuarded, "guarded"}, {maps.RangeLocal, "local"}} {
+	}{{maps.RangeAffinity, "affinity"}, {maps.RangeGuarded, "guarded"}, {maps.RangeLocal, "local"}, {maps.RangeInside, "inside only"}, {maps.RangeMaglev, "maglev"}, {maps.RangeDSR, "dsr"}} {
 		if r.Flags&f.bit != 0 {
 			flags = append(flags, f.name)
 		}
@@ -231,8 +232,11 @@ func dumpFrontends(_ *maps.Set, r *maps.Resolved) ([]entry, error) {
 	slices.SortFunc(owners, netip.Addr.Compare)
 	for _, addr := range owners {
 		other := "other ports are refused"
-		if r.Owners[addr] == maps.AddressElsewhere {
+		switch r.Owners[addr] {
+		case maps.AddressElsewhere:
 			other = "served by another proxy, passed"
+		case maps.AddressPublished:
+			other = "other ports are refused on the wire, passed for sockets"
 		}
 		out = append(out, entry{Text: fmt.Sprintf("%s %s", addr, other), addr: netip.AddrPortFrom(addr, 0)})
 	}
@@ -353,7 +357,7 @@ func dumpCounters(set *maps.Set, _ *maps.Resolved) ([]entry, error) {
 	denied, err := set.Denied()
 	var out []entry
 	for _, d := range denied {
-		out = append(out, entry{Text: fmt.Sprintf("%s %s calls=%d", d.Reason, d.Errno, d.Count)})
+		out = append(out, entry{Text: fmt.Sprintf("%s %s count=%d", d.Reason, cmp.Or(d.Errno, "packets"), d.Count)})
 	}
 	return out, err
 }

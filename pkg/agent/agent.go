@@ -59,6 +59,9 @@ type Agent struct {
 	compiler    *compile.Compiler
 	node        service.Node
 	facts       node.Facts
+	links       []node.Link
+	devices     []loader.DeviceStatus
+	flows       uint32 // entries of the flow tables at the last sweep
 	cidrs       []netip.Prefix
 	synced      bool
 	problems    problems
@@ -78,7 +81,9 @@ const retryAfter = time.Second
 // New checks the machine and adopts what an earlier agent left. Nothing is
 // changed yet.
 func New(cfg Config) (*Agent, error) {
-	l, err := loader.Open(loader.Config{BPFFSRoot: cfg.Options.BPFFSRoot, CgroupRoot: cfg.Options.CgroupRoot})
+	l, err := loader.Open(loader.Config{
+		BPFFSRoot: cfg.Options.BPFFSRoot, CgroupRoot: cfg.Options.CgroupRoot, XDP: loader.XDPMode(cfg.Options.XDP),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +123,7 @@ func (a *Agent) prepare() error {
 	}
 	a.reconciler, err = reconcile.New(reconcile.Config{
 		Attach: a.loader.Attach, Adopted: adopted, Wait: a.barrier.Wait,
+		ExternalClusterIP: a.cfg.Options.ExternalClusterIP,
 	})
 	return err
 }
@@ -143,10 +149,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	start("watch this node", func(ctx context.Context) error { return node.Watch(ctx, a.noticeNode) })
 	a.readNode()
+	a.problems.set("masquerade ports", errorProblem(a.reservePorts()))
 	start("source", func(ctx context.Context) error { return a.cfg.Source.Run(ctx, a.queue) })
 	start("take updates", func(ctx context.Context) error { return a.take(ctx, updates) })
 	start("recycle", a.reconciler.Recycle)
 	start("close stale sockets", a.closeStale)
+	start("sweep flows", a.sweepFlows)
 	start("api", a.serve)
 	err := a.loop(ctx, updates, failed)
 	stop()
@@ -246,6 +254,9 @@ func (a *Agent) apply(u source.Update) error {
 	a.synced = true
 	a.waiting = time.Time{}
 	err := errors.Join(errs...)
+	if first && err == nil {
+		a.applyDevices()
+	}
 	a.afterwards(u, changes, begin, first, err)
 	return err
 }

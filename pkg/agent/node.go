@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,12 +18,11 @@ import (
 
 func equalPrefixes(a, b []netip.Prefix) bool { return slices.Equal(a, b) }
 
-func (a *Agent) noticeNode() { notify(a.nodeChanged) }
-
 // readNode takes stock of the node's addresses.
 func (a *Agent) readNode() {
 	facts, err := node.Read()
-	if err != nil {
+	links, linksErr := node.ReadLinks()
+	if err = errors.Join(err, linksErr); err != nil {
 		a.log.Error("addresses of this node are not up to date", "error", err)
 		a.problems.set("node", errorProblem(err))
 		return
@@ -30,13 +30,20 @@ func (a *Agent) readNode() {
 	a.problems.set("node", nil)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.facts = facts
+	a.facts, a.links = facts, links
+	a.problems.set("forwarding", a.forwardingProblems())
 }
 
 func (a *Agent) applyNode() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.reconciler.ApplyNode(a.nodeTables())
+	if err := a.reconciler.ApplyNode(a.nodeTables()); err != nil {
+		return err
+	}
+	if a.synced {
+		a.applyDevices()
+	}
+	return nil
 }
 
 // nodeTables is what the tables are to say about this node. The caller holds
@@ -47,6 +54,10 @@ func (a *Agent) nodeTables() reconcile.Node {
 		NodePortAddrs: opt.NodePorts.NodePortAddrs(a.facts, a.node.Addresses),
 		Source4:       a.facts.Source4,
 		Source6:       a.facts.Source6,
+		InsideCIDRs:   reconcile.Canonical(opt.InsideCIDRs),
+		Masquerade:    reconcile.PortRange{First: opt.MasqueradeFirst, Last: opt.MasqueradeLast},
+		FixedHash:     opt.Algorithm == "maglev",
+		Devices:       a.wireDevices(),
 	}
 	// Of all Services of the cluster this agent serves a few: whose the other
 	// addresses are it cannot know.

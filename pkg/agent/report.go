@@ -28,6 +28,8 @@ func (a *Agent) Status() api.Status {
 		Source: a.cfg.Mode, Resources: a.queue.Status(), Synced: a.synced,
 		CgroupRoot: a.loader.CgroupRoot(),
 		Hooks:      loader.Attachments(a.cfg.Options.BPFFSRoot),
+		Devices:    append([]loader.DeviceStatus{}, a.devices...),
+		Flows:      a.flows / 2,
 		Services:   map[string]int{},
 		Tables:     a.reconciler.Stats(), Problems: a.problems.all(),
 		Ineffective: a.cfg.Options.Ineffective, Degraded: []string{},

@@ -28,25 +28,29 @@ type Meta struct {
 // Status is the agent as an operator wants to see it.
 type Status struct {
 	Meta
-	Version     string                  `json:"version"`
-	PID         int                     `json:"pid"`
-	Started     time.Time               `json:"started"`
-	Node        string                  `json:"node"`
-	Zone        string                  `json:"zone,omitempty"`
-	Kernel      string                  `json:"kernel"`
-	Missing     []string                `json:"missingFeatures,omitempty"`
-	Source      string                  `json:"source"`
-	Resources   []source.ResourceStatus `json:"resources"`
-	Synced      bool                    `json:"synced"`
-	CgroupRoot  string                  `json:"cgroupRoot"`
-	Hooks       []loader.Attachment     `json:"hooks"`
-	Services    map[string]int          `json:"services"`
-	Backends    Backends                `json:"backends"`
-	Programming Programming             `json:"programming"`
-	Tables      []reconcile.Usage       `json:"tables"`
-	Denied      []Denied                `json:"denied"`
-	Problems    []service.Problem       `json:"problems"`
-	Ineffective []string                `json:"ineffectiveFlags,omitempty"`
+	Version    string                  `json:"version"`
+	PID        int                     `json:"pid"`
+	Started    time.Time               `json:"started"`
+	Node       string                  `json:"node"`
+	Zone       string                  `json:"zone,omitempty"`
+	Kernel     string                  `json:"kernel"`
+	Missing    []string                `json:"missingFeatures,omitempty"`
+	Source     string                  `json:"source"`
+	Resources  []source.ResourceStatus `json:"resources"`
+	Synced     bool                    `json:"synced"`
+	CgroupRoot string                  `json:"cgroupRoot"`
+	Hooks      []loader.Attachment     `json:"hooks"`
+	// Devices are those whose traffic from the wire is translated.
+	Devices []loader.DeviceStatus `json:"devices"`
+	// Flows are the established ones from the wire, at the last sweep.
+	Flows       uint32            `json:"flows"`
+	Services    map[string]int    `json:"services"`
+	Backends    Backends          `json:"backends"`
+	Programming Programming       `json:"programming"`
+	Tables      []reconcile.Usage `json:"tables"`
+	Denied      []Denied          `json:"denied"`
+	Problems    []service.Problem `json:"problems"`
+	Ineffective []string          `json:"ineffectiveFlags,omitempty"`
 	// Degraded says why the dataplane is not whole; empty: it is.
 	Degraded []string `json:"degraded"`
 }

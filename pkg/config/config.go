@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -42,17 +44,19 @@ type Config struct {
 	NodePorts node.Selection
 	CIDRs     []netip.Prefix
 
-	// What the command line may carry for traffic from the wire.
+	// Traffic from the wire.
 	Devices, PodDevices, ClusterCIDRs []string
 	XDP, Algorithm, ForwardingMode    string
+	MasqueradePorts                   string
 	ExternalClusterIP, MasqueradeAll  bool
+	InsideCIDRs                       []netip.Prefix // ClusterCIDRs, read
+	MasqueradeFirst, MasqueradeLast   uint16         // MasqueradePorts, read
 	// Ineffective names the flags that were set and change nothing yet.
 	Ineffective []string
 }
 
-// wire are the flags about traffic that arrives at this node's devices, which
-// this version leaves to others.
-var wire = []string{"devices", "pod-devices", "cluster-cidr", "xdp", "algorithm", "forwarding-mode", "external-cluster-ip", "masquerade-all"}
+// later are the flags that this version accepts and that change nothing yet.
+var later = []string{"algorithm", "forwarding-mode", "masquerade-all"}
 
 // Flags declares all flags on a set, with their defaults.
 func (c *Config) Flags(f *pflag.FlagSet) {
@@ -76,15 +80,58 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 }
 
 func (c *Config) wireFlags(f *pflag.FlagSet) {
-	const later = "; accepted, but no effect yet: traffic from the wire is not translated by this version"
-	f.StringSliceVar(&c.Devices, "devices", nil, "devices (`PATTERN`) whose traffic is translated"+later)
-	f.StringSliceVar(&c.PodDevices, "pod-devices", nil, "pods' devices (`PATTERN`) whose traffic is translated"+later)
-	f.StringSliceVar(&c.ClusterCIDRs, "cluster-cidr", nil, "`CIDR`s of pods"+later)
-	f.StringVar(&c.XDP, "xdp", "disabled", "disabled, best-effort, generic or native"+later)
+	const later = "; accepted, but no effect yet"
+	f.StringSliceVar(&c.Devices, "devices", nil, "devices (`PATTERN`, as eth*) whose traffic from outside is translated (default: those with a default route or an address, and overlays)")
+	f.StringSliceVar(&c.PodDevices, "pod-devices", nil, "pods' devices (`PATTERN`) whose traffic is translated, for pods whose sockets this node does not see, as of virtual machines")
+	f.StringSliceVar(&c.ClusterCIDRs, "cluster-cidr", nil, "`CIDR`s of pods: their traffic counts as the cluster's own wherever it comes in")
+	f.StringVar(&c.XDP, "xdp", "disabled", "take packets before the stack: disabled, best-effort, generic or native")
+	f.StringVar(&c.MasqueradePorts, "masquerade-ports", "49152-65535", "source ports (`FIRST-LAST`) of traffic that is passed on to endpoints on other nodes; sockets of this node do not get them by chance (ip_local_reserved_ports)")
 	f.StringVar(&c.Algorithm, "algorithm", "random", "random or maglev"+later)
 	f.StringVar(&c.ForwardingMode, "forwarding-mode", "snat", "snat, dsr or hybrid"+later)
-	f.BoolVar(&c.ExternalClusterIP, "external-cluster-ip", false, "serve ClusterIPs to clients outside the cluster"+later)
+	f.BoolVar(&c.ExternalClusterIP, "external-cluster-ip", false, "serve ClusterIPs to clients outside the cluster")
 	f.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "masquerade all traffic to Services"+later)
+}
+
+// validateWire checks what concerns traffic from the wire.
+func (c *Config) validateWire() error {
+	errs := []error{
+		node.ParsePatterns("devices", c.Devices), node.ParsePatterns("pod-devices", c.PodDevices),
+		oneOf("xdp", c.XDP, "disabled", "best-effort", "generic", "native"),
+		oneOf("algorithm", c.Algorithm, "random", "maglev"),
+		oneOf("forwarding-mode", c.ForwardingMode, "snat", "dsr", "hybrid"),
+	}
+	for _, s := range c.ClusterCIDRs {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--cluster-cidr %s: not a CIDR such as 10.244.0.0/16", s))
+			continue
+		}
+		c.InsideCIDRs = append(c.InsideCIDRs, prefix.Masked())
+	}
+	var err error
+	if c.MasqueradeFirst, c.MasqueradeLast, err = portRange(c.MasqueradePorts); err != nil {
+		errs = append(errs, fmt.Errorf("--masquerade-ports %s: %w", c.MasqueradePorts, err))
+	}
+	return errors.Join(errs...)
+}
+
+// fewestPorts is what a masquerade range must have: each flow to one endpoint
+// needs one of its own.
+const fewestPorts = 1024
+
+func portRange(s string) (first, last uint16, err error) {
+	a, b, ok := strings.Cut(s, "-")
+	low, errLow := strconv.ParseUint(a, 10, 16)
+	high, errHigh := strconv.ParseUint(b, 10, 16)
+	switch {
+	case !ok, errLow != nil, errHigh != nil:
+		return 0, 0, errors.New("not a range such as 49152-65535")
+	case low < 1024:
+		return 0, 0, errors.New("ports below 1024 are other servers'")
+	case high < low+fewestPorts-1:
+		return 0, 0, fmt.Errorf("give at least %d ports: each flow to one endpoint needs one", fewestPorts)
+	}
+	return uint16(low), uint16(high), nil
 }
 
 // Validate completes and checks the configuration after the command line was
@@ -116,12 +163,8 @@ func (c *Config) Validate(f *pflag.FlagSet) error {
 	if c.MaxEndpoints < 1 || c.MaxEndpoints >= 1<<24 {
 		errs = append(errs, fmt.Errorf("--max-endpoints %d: use 1 to %d", c.MaxEndpoints, 1<<24-1))
 	}
-	errs = append(errs,
-		oneOf("log-format", c.LogFormat, "text", "json"),
-		oneOf("xdp", c.XDP, "disabled", "best-effort", "generic", "native"),
-		oneOf("algorithm", c.Algorithm, "random", "maglev"),
-		oneOf("forwarding-mode", c.ForwardingMode, "snat", "dsr", "hybrid"))
-	for _, name := range wire {
+	errs = append(errs, oneOf("log-format", c.LogFormat, "text", "json"), c.validateWire())
+	for _, name := range later {
 		if flag := f.Lookup(name); flag != nil && flag.Changed {
 			c.Ineffective = append(c.Ineffective, "--"+name)
 		}

@@ -9,6 +9,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -73,44 +74,100 @@ func (f *Facts) firstGlobal(family func(netip.Addr) bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// Watch calls changed after every change of addresses or routes until ctx
-// ends. It must be started before Read for nothing to be missed; bursts come
-// as one call.
-func Watch(ctx context.Context, changed func()) error {
+// Change says what changed of this node.
+type Change struct {
+	// Routes: a way through the network may differ (routes, neighbours, links).
+	Routes bool
+	// Facts: addresses, routes or links differ, which Read and ReadLinks tell.
+	Facts bool
+}
+
+// Watch calls changed after every change until ctx ends. It must be started
+// before Read for nothing to be missed; bursts come as one call.
+func Watch(ctx context.Context, changed func(Change)) error {
 	addrs := make(chan netlink.AddrUpdate, 64)
 	routes := make(chan netlink.RouteUpdate, 64)
-	if err := netlink.AddrSubscribe(addrs, ctx.Done()); err != nil {
-		return fmt.Errorf("watch addresses of this node: %w", err)
+	links := make(chan netlink.LinkUpdate, 64)
+	neighbours := make(chan netlink.NeighUpdate, 64)
+	if err := errors.Join(
+		netlink.AddrSubscribe(addrs, ctx.Done()), netlink.RouteSubscribe(routes, ctx.Done()),
+		netlink.LinkSubscribe(links, ctx.Done()), netlink.NeighSubscribe(neighbours, ctx.Done()),
+	); err != nil {
+		return fmt.Errorf("watch this node's network: %w", err)
 	}
-	if err := netlink.RouteSubscribe(routes, ctx.Done()); err != nil {
-		return fmt.Errorf("watch routes of this node: %w", err)
-	}
+	known := map[neighbour]string{}
 	for {
+		var c Change
+		var ok bool
+		var n netlink.NeighUpdate
 		select {
 		case <-ctx.Done():
 			return nil
-		case _, ok := <-addrs:
-			if !ok {
-				return ended(ctx)
-			}
-		case _, ok := <-routes:
-			if !ok {
-				return ended(ctx)
-			}
+		case _, ok = <-addrs:
+			c = Change{Routes: true, Facts: true}
+		case _, ok = <-routes:
+			c = Change{Routes: true, Facts: true}
+		case _, ok = <-links:
+			c = Change{Routes: true, Facts: true}
+		case n, ok = <-neighbours:
+			c.Routes = ok && moved(known, &n)
 		}
-		for len(addrs) > 0 {
-			<-addrs
+		if !ok {
+			return ended(ctx)
 		}
-		for len(routes) > 0 {
-			<-routes
+		for drained(addrs) || drained(routes) || drained(links) {
+			c.Routes, c.Facts = true, true
 		}
-		changed()
+		if c.Routes || c.Facts {
+			changed(c)
+		}
 	}
+}
+
+// drained takes one more update of a burst, if there is one.
+func drained[T any](updates <-chan T) bool {
+	select {
+	case _, ok := <-updates:
+		return ok
+	default:
+		return false
+	}
+}
+
+type neighbour struct {
+	link int
+	addr netip.Addr
+}
+
+// moved tells whether a neighbour has another link address than it had. The
+// kernel reports neighbours whenever it has doubts, which changes no way.
+func moved(known map[neighbour]string, n *netlink.NeighUpdate) bool {
+	addr, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return false
+	}
+	key := neighbour{n.LinkIndex, addr.Unmap()}
+	mac := n.HardwareAddr.String()
+	if n.Type == unix.RTM_DELNEIGH || n.State&unix.NUD_FAILED != 0 {
+		mac = ""
+	}
+	had, knew := known[key]
+	switch {
+	case mac == "":
+		delete(known, key)
+		return knew
+	case n.State&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY|unix.NUD_PROBE|unix.NUD_PERMANENT|unix.NUD_NOARP) == 0:
+		return false
+	}
+	known[key] = mac
+	// What was never known was never used either: a way without a neighbour is
+	// looked up with every packet.
+	return knew && had != mac
 }
 
 func ended(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return nil
 	}
-	return fmt.Errorf("watch addresses of this node: the kernel ended the subscription")
+	return errors.New("watch this node's network: the kernel ended the subscription")
 }

@@ -79,7 +79,7 @@ func (r *Reconciler) readFrontends(f *found) error {
 	seen := map[uint32]bool{}
 	entry := func(addr netip.AddrPort, proto uint8, id uint32) {
 		r.entries[table(addr)]++
-		if id == maps.AddressOurs || id == maps.AddressElsewhere {
+		if maps.IsAddressOwner(id) {
 			f.owners[addr.Addr()] = id
 			return
 		}

@@ -32,6 +32,8 @@ func (u *addressUse) ownerValue() (uint32, bool) {
 		return maps.AddressElsewhere, true
 	case u.clusterIPs > 0:
 		return maps.AddressOurs, true
+	case u.frontends > 0 && !u.node:
+		return maps.AddressPublished, true
 	}
 	return 0, false
 }
@@ -50,10 +52,20 @@ func (t *transaction) stageFrontends(p *port, c *compile.Port) error {
 	for i, f := range p.frontends {
 		if f.port == p { // else another service port has taken it since
 			d := &p.declared[i]
-			t.r.publish(f, p.word(d.External, d.GuardSources), p.word(d.Internal, d.GuardSources))
+			external := p.word(d.External, d.GuardSources) | t.r.forwarding(p, d)
+			t.r.publish(f, external, p.word(d.Internal, d.GuardSources))
 		}
 	}
 	return nil
+}
+
+// forwarding are the flags of an external word that say what may come from
+// outside the cluster, and how it is passed on.
+func (r *Reconciler) forwarding(p *port, f *compile.Frontend) uint64 {
+	if f.Kind == compile.ClusterIP && !r.cfg.ExternalClusterIP {
+		return maps.RangeWord(0, 0, maps.RangeInside)
+	}
+	return 0
 }
 
 // publish stores what differs of a frontend's state. The words go last: who
@@ -228,6 +240,9 @@ func (r *Reconciler) ownerChanged(addr netip.Addr, u *addressUse, before uint32,
 	case had && !has:
 		err = r.deleteKey(netip.AddrPortFrom(addr, 0), 0)
 	case has && (!had || owner != before):
+		if !had {
+			r.entries[table(netip.AddrPortFrom(addr, 0))]++
+		}
 		err = r.putOwner(addr, owner)
 	}
 	if u.unused() {

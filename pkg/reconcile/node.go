@@ -21,9 +21,32 @@ type Node struct {
 	// ServiceCIDRs: an address inside that no Service has is refused. At most
 	// MaxServiceCIDRs are used.
 	ServiceCIDRs []netip.Prefix
+	// InsideCIDRs are addresses whose traffic is the cluster's own, wherever it
+	// comes in: pods'. At most MaxServiceCIDRs are used.
+	InsideCIDRs []netip.Prefix
+	// Masquerade are the source ports of masqueraded flows.
+	Masquerade PortRange
+	// FixedHash makes all nodes spread by the same hash; else each has its own.
+	FixedHash bool
+	// Devices are the links that traffic may leave by.
+	Devices []Device
 	// Source4 and Source6 are the addresses that this node's own sockets have
 	// towards the outside; the zero address where there is none.
 	Source4, Source6 netip.Addr
+}
+
+// PortRange is a range of ports, ends included.
+type PortRange struct{ First, Last uint16 }
+
+// Device is a link as the wire programs need to know it.
+type Device struct {
+	Index uint32
+	// Source4 and Source6 are this node's addresses on it, if it has some.
+	Source4, Source6 netip.Addr
+	// XDPTarget: it takes frames that XDP programs redirect.
+	XDPTarget bool
+	// NoLinkHeader: its packets begin with the IP header.
+	NoLinkHeader bool
 }
 
 // MaxServiceCIDRs is what the tables have room for.
@@ -52,7 +75,7 @@ func (r *Reconciler) ApplyNode(n Node) error {
 }
 
 func (r *Reconciler) applyNode(n Node) error {
-	err := errors.Join(r.applyNodeAddrs(n.NodePortAddrs), r.applyCIDRs(n.ServiceCIDRs))
+	err := errors.Join(r.applyNodeAddrs(n.NodePortAddrs), r.applyCIDRs(n.ServiceCIDRs), r.applyWire(&n))
 	config := r.set.NodeConfig.At(0)
 	for _, s := range []struct {
 		addr netip.Addr
@@ -79,7 +102,7 @@ func (r *Reconciler) applyNodeAddrs(want map[netip.Addr]bool) error {
 	}
 	var errs []error
 	for addr, hostOnly := range want {
-		r.address(addr).node = true
+		errs = append(errs, r.nowOnNode(addr))
 		flags := uint32(0)
 		if hostOnly {
 			flags = maps.NodeAddrHostOnly
@@ -113,6 +136,15 @@ func (r *Reconciler) applyNodeAddrs(want map[netip.Addr]bool) error {
 	return errors.Join(errs...)
 }
 
+// nowOnNode notes that an address is this node's: what is not a Service's port
+// there is the node's.
+func (r *Reconciler) nowOnNode(addr netip.Addr) error {
+	u := r.address(addr)
+	before, had := u.ownerValue()
+	u.node = true
+	return r.ownerChanged(addr, u, before, had)
+}
+
 func (r *Reconciler) nodeAddrs() (map[netip.Addr]uint32, error) {
 	have := map[netip.Addr]uint32{}
 	var err error
@@ -131,24 +163,35 @@ func (r *Reconciler) nodeAddrs() (map[netip.Addr]uint32, error) {
 // applyCIDRs writes the set that is not in use and switches to it. The grace
 // period before keeps programs from reading a set that is being written.
 func (r *Reconciler) applyCIDRs(want []netip.Prefix) error {
-	want = want[:min(len(want), MaxServiceCIDRs)]
 	config := r.set.NodeConfig.At(0)
 	active := config.ActiveCidrs & 1
-	fresh := bpf.LbCidrSet{Count: uint32(len(want))}
-	for i, prefix := range want {
-		fresh.Cidrs[i] = maps.CIDR(prefix)
-	}
+	fresh := cidrSet(want)
 	if fresh == config.Cidrs[active] {
 		return nil
 	}
-	if r.live {
-		if err := r.cfg.Wait(); err != nil {
-			return err
-		}
+	if err := r.quiesce(); err != nil {
+		return err
 	}
 	config.Cidrs[1-active] = fresh
 	r.set.NodeConfig.Store32(0, maps.NodeConfigCIDRs, 1-active)
 	return nil
+}
+
+func cidrSet(want []netip.Prefix) bpf.LbCidrSet {
+	want = want[:min(len(want), MaxServiceCIDRs)]
+	set := bpf.LbCidrSet{Count: uint32(len(want))}
+	for i, prefix := range want {
+		set.Cidrs[i] = maps.CIDR(prefix)
+	}
+	return set
+}
+
+// quiesce waits until no program reads what an earlier switch put out of use.
+func (r *Reconciler) quiesce() error {
+	if !r.live {
+		return nil
+	}
+	return r.cfg.Wait()
 }
 
 // useNodePort widens the range of ports that programs take for NodePorts.

@@ -38,6 +38,8 @@ type Config struct {
 	Wait func() error
 	// Node is what is known of this node at the first Apply.
 	Node Node
+	// ExternalClusterIP lets traffic from outside the cluster use ClusterIPs.
+	ExternalClusterIP bool
 }
 
 // Reconciler writes tables. Apply and ApplyNode are for one goroutine at a

@@ -244,4 +244,6 @@ const (
 	ReasonTooMany         = "too-many-endpoints"
 	ReasonTableFull       = "table-full"
 	ReasonNotWritten      = "not-written" // the agent could not do it and tries again
+	ReasonDevice          = "device"      // a device is not served as asked
+	ReasonForwarding      = "forwarding"  // the kernel is told not to forward
 )

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"portolan.dev/portolan/loader"
+	"portolan.dev/portolan/pkg/node"
+	"portolan.dev/portolan/pkg/reconcile"
+	"portolan.dev/portolan/pkg/service"
+)
+
+// sweepEvery is how often idle flows are looked for. The shortest life of a
+// flow is a minute; the look takes a millisecond per 10,000 flows.
+const sweepEvery = 5 * time.Second
+
+// applyDevices has the devices of this node served as they are now. The caller
+// holds the lock; tables are attached.
+func (a *Agent) applyDevices() {
+	opt := &a.cfg.Options
+	var devices []loader.Device
+	for _, l := range node.Outward(a.links, opt.Devices) {
+		devices = append(devices, loader.Device{Index: l.Index, Name: l.Name, LinkHeader: l.LinkHeader})
+	}
+	for _, l := range node.Matching(a.links, opt.PodDevices) {
+		devices = append(devices, loader.Device{Index: l.Index, Name: l.Name, LinkHeader: l.LinkHeader, Pod: true})
+	}
+	a.devices = a.loader.SetDevices(devices)
+	var found []service.Problem
+	for _, d := range a.devices {
+		if d.Problem != "" {
+			found = append(found, service.Problem{Object: "device " + d.Name, Reason: service.ReasonDevice, Message: d.Problem})
+		}
+	}
+	if len(opt.Devices) > 0 && len(node.Outward(a.links, opt.Devices)) == 0 {
+		found = append(found, service.Problem{Object: "--devices", Reason: service.ReasonDevice,
+			Message: fmt.Sprintf("no device matches %s: traffic from outside is not translated", strings.Join(opt.Devices, ","))})
+	}
+	a.problems.set("devices", found)
+}
+
+// wireDevices is what the wire programs have to know of the links.
+func (a *Agent) wireDevices() []reconcile.Device {
+	out := make([]reconcile.Device, 0, len(a.links))
+	for i := range a.links {
+		l := &a.links[i]
+		d := reconcile.Device{Index: uint32(l.Index), NoLinkHeader: !l.LinkHeader, Source4: a.facts.Source4, Source6: a.facts.Source6}
+		for _, addr := range l.Addrs {
+			if addr.Is4() {
+				d.Source4 = addr
+			} else {
+				d.Source6 = addr
+			}
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// sweepFlows removes idle flows until ctx ends.
+func (a *Agent) sweepFlows(ctx context.Context) error {
+	every := time.NewTicker(sweepEvery)
+	defer every.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-every.C:
+		}
+		report, err := a.loader.Sweep()
+		a.problems.set("sweep", errorProblem(err))
+		a.mu.Lock()
+		a.flows = report.Entries - report.Removed
+		a.mu.Unlock()
+	}
+}
+
+// reservePorts keeps sockets of this node off the masquerade ports.
+func (a *Agent) reservePorts() error {
+	opt := &a.cfg.Options
+	if err := loader.ReservePorts(opt.Socket, opt.MasqueradeFirst, opt.MasqueradeLast); err != nil {
+		return fmt.Errorf("reserve --masquerade-ports %s: %w; a socket of this node may be given one, and then no flow has it: write them to net.ipv4.ip_local_reserved_ports", opt.MasqueradePorts, err)
+	}
+	return nil
+}
+
+// forwardingProblems names the settings of the kernel without which endpoints
+// on other nodes, or pods, cannot be reached from outside.
+func (a *Agent) forwardingProblems() []service.Problem {
+	var out []service.Problem
+	check := func(file, sysctl string, used bool) {
+		data, err := os.ReadFile(file)
+		if used && err == nil && strings.TrimSpace(string(data)) == "0" {
+			out = append(out, service.Problem{Object: "sysctl " + sysctl, Reason: service.ReasonForwarding,
+				Message: "it is 0, so traffic from outside reaches no pod and no other node; set it to 1"})
+		}
+	}
+	check("/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward", hasFamily(a.facts.Addrs, netip.Addr.Is4))
+	check("/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding", hasFamily(a.facts.Addrs, netip.Addr.Is6))
+	return out
+}
+
+func hasFamily(addrs []netip.Addr, family func(netip.Addr) bool) bool {
+	for _, addr := range addrs {
+		if family(addr) && addr.IsGlobalUnicast() {
+			return true
+		}
+	}
+	return false
+}
+
+// noticeNode takes note of a change of this node's network; the loop acts.
+func (a *Agent) noticeNode(c node.Change) {
+	if c.Routes {
+		a.reconciler.RoutesChanged()
+	}
+	if c.Facts {
+		notify(a.nodeChanged)
+	}
+}
