@@ -70,6 +70,7 @@ type Reconciler struct {
 	failed  map[compile.PortID]struct{}
 	wake    chan struct{}
 	resized map[string]uint64
+	cramped map[string]bool // tables that made a change wait: to be grown
 }
 
 // port is a service port as the tables hold it.
@@ -115,6 +116,7 @@ func New(cfg Config) (*Reconciler, error) {
 		failed:    map[compile.PortID]struct{}{},
 		wake:      make(chan struct{}, 1),
 		resized:   map[string]uint64{},
+		cramped:   map[string]bool{},
 	}
 	r.portIDs.next = 1 // 0 stands for no service port in empty entries
 	if r.set == nil {

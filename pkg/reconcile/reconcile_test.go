@@ -292,6 +292,43 @@ func TestTablesGrowAndKeepWhatTheyHold(t *testing.T) {
 	}
 }
 
+// An endpoint change makes no system call, so it must not have to wait for what
+// earlier ones freed. Tables that are too small for that grow.
+func TestChangesSoonFindRoomWithoutWaiting(t *testing.T) {
+	requireRoot(t)
+	for _, c := range []struct{ others, endpoints int }{{0, 10}, {0, 1000}, {0, 2000}, {300, 1000}, {800, 5000}} {
+		t.Run(fmt.Sprintf("%d endpoints beside %d Services", c.endpoints, c.others), func(t *testing.T) {
+			all := many(0, c.others+1)
+			name := service.Name{Namespace: "many", Name: "s000000"}
+			slice := func(n int) compile.Update {
+				s := *all.Slices[name]
+				s.Endpoints = nil
+				for i := range c.endpoints {
+					s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: addrAt("10.1.0.0", i), Ready: true, Serving: true})
+				}
+				s.Endpoints[0].Addr = addrAt("10.2.0.0", n)
+				return compile.Update{Slices: map[service.Name]*service.EndpointSlice{name: &s}}
+			}
+			b := newBench(t, nil, all)
+			defer func() { b.r.set.Close() }()
+			waits := 0
+			b.r.cfg.Wait = func() error { waits++; return nil }
+			for n := range 300 {
+				if n == 100 {
+					waits = 0
+				}
+				b.apply(t, slice(n))
+				if n%50 == 0 { // as Recycle does beside the changes
+					b.recycle()
+				}
+			}
+			if waits > 0 {
+				t.Errorf("200 changes waited %d times", waits)
+			}
+		})
+	}
+}
+
 func addrAt(base string, n int) netip.Addr {
 	a := netip.MustParseAddr(base)
 	b := a.AsSlice()

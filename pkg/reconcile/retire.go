@@ -92,6 +92,7 @@ func (r *Reconciler) take(a *ids, table string) (uint32, error) {
 		return id, nil
 	}
 	if len(r.retired) > 0 {
+		r.cramped[table] = true
 		if err := r.recycleNow(); err != nil {
 			return 0, err
 		}
@@ -117,6 +118,7 @@ func (r *Reconciler) takeSpan(count uint32) (span, error) {
 		return s, nil
 	}
 	if len(r.retired) > 0 {
+		r.cramped[maps.Slots] = true
 		if err := r.recycleNow(); err != nil {
 			return span{}, err
 		}

@@ -79,17 +79,20 @@ func (r *Reconciler) usage() []Usage {
 	return out
 }
 
-// growIfNeeded doubles what is four fifths full, all in one switch.
+// growIfNeeded doubles what is four fifths full, all in one switch; and what is
+// so small beside what waits for its grace period that a change had to wait,
+// too.
 func (r *Reconciler) growIfNeeded() error {
 	want := r.set.Sizes()
 	grown := false
 	for _, u := range r.usage() {
-		if uint64(u.Used)*100 >= uint64(u.Capacity)*fullPercent {
+		if uint64(u.Used)*100 >= uint64(u.Capacity)*fullPercent || r.cramped[u.Table] {
 			setSize(&want, u.Table, u.Capacity*2)
 			r.resized[u.Table]++
 			grown = true
 		}
 	}
+	clear(r.cramped)
 	if uint32(len(r.addresses))*filterFull > want.FilterBits {
 		want.FilterBits = filterBits(len(r.addresses))
 		r.resized[maps.VIPFilter]++
