@@ -43,10 +43,13 @@ func (n *first) frontends() int { return n.frontends4 + n.frontends6 }
 
 // create makes tables that fit.
 func (r *Reconciler) create(need *first) error {
-	draft, err := r.draft()
-	r.draft = maps.NewDraft // after a failure the next try begins anew
-	if err != nil {
-		return err
+	draft := r.draft
+	r.draft = nil
+	if draft == nil { // used up by an Apply that failed
+		var err error
+		if draft, err = maps.NewDraft(); err != nil {
+			return err
+		}
 	}
 	// Every frontend may bring an owner entry for its address.
 	set, err := draft.Create(maps.Sizes{

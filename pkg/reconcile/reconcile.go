@@ -48,7 +48,7 @@ type Reconciler struct {
 	cfg Config
 
 	mu        sync.Mutex
-	draft     func() (*maps.Draft, error) // of the first set
+	draft     *maps.Draft // becomes the first set
 	set       *maps.Set
 	live      bool   // programs may be reading the tables
 	attached  bool   // they are this agent's
@@ -103,8 +103,9 @@ type frontend struct {
 	registered bool   // in the hash table, or about to be
 }
 
-// New returns a reconciler. With cfg.Adopted it reads the tables; nothing is
-// written before the first Apply.
+// New returns a reconciler. With cfg.Adopted it reads the tables, else it makes
+// those that do not depend on Services, so that the first Apply need not.
+// Nothing is written before.
 func New(cfg Config) (*Reconciler, error) {
 	r := &Reconciler{
 		cfg: cfg, node: cfg.Node, set: cfg.Adopted, live: cfg.Adopted != nil,
@@ -120,9 +121,10 @@ func New(cfg Config) (*Reconciler, error) {
 	}
 	r.portIDs.next = 1 // 0 stands for no service port in empty entries
 	if r.set == nil {
-		// Beside everything that comes before the first Apply.
-		r.draft = sync.OnceValues(maps.NewDraft)
-		go r.draft()
+		var err error
+		if r.draft, err = maps.NewDraft(); err != nil {
+			return nil, err
+		}
 		return r, nil
 	}
 	r.setLimits()
