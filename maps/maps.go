@@ -114,31 +114,19 @@ type Set struct {
 	Refusals      Hash[bpf.LbRefusalKey, uint64]
 }
 
-// private are maps that belong to a program and are no tables: constants, and
-// memory that is used within one run.
-var private = map[string]bool{".rodata": true, "request_scratch": true}
-
 // Specs returns the declarations of all tables with the capacities of s; a
 // capacity of 0 leaves the smallest one.
 func Specs(s Sizes) (map[string]*ebpf.MapSpec, error) {
-	specs := make(map[string]*ebpf.MapSpec)
-	sizes := s.byName()
-	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadSock, bpf.LoadTc} {
-		spec, err := load()
-		if err != nil {
-			return nil, fmt.Errorf("read table declarations: %w", err)
-		}
-		for name, m := range spec.Maps {
-			if private[name] {
-				continue
-			}
-			if n := sizes[name]; n > 0 {
-				m.MaxEntries = n
-			}
-			specs[name] = m
+	spec, err := bpf.LoadTables()
+	if err != nil {
+		return nil, fmt.Errorf("read table declarations: %w", err)
+	}
+	for name, n := range s.byName() {
+		if n > 0 {
+			spec.Maps[name].MaxEntries = n
 		}
 	}
-	return specs, nil
+	return spec.Maps, nil
 }
 
 // OpenPinned opens the tables pinned in dir, for reading only unless writable.
