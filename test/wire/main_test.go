@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Needs root, cgroup2 and Linux 6.1.
+
+// Package wire_test checks what clients outside the cluster see: real sockets
+// across a switch, through the programs on the nodes' devices, with the
+// compiler and the reconciler wired as in the agent but without one.
+//
+//	client ── switch ─┬─ node "here"   pods near1, near2
+//	                  └─ node "there"  pods far1, far2
+//
+// The client reaches load balancer addresses (203.0.113.0/24, 2001:db8:1b::/64)
+// and the ClusterIPs by way of "here".
+package wire_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"portolan.dev/portolan/loader"
+	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/node"
+	"portolan.dev/portolan/pkg/reconcile"
+	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/world"
+)
+
+func TestMain(m *testing.M) {
+	world.Main()
+	os.Exit(m.Run())
+}
+
+// dataplane is what runs on one node.
+type dataplane struct {
+	*world.Node
+	name       string
+	loader     *loader.Loader
+	compiler   *compile.Compiler
+	reconciler *reconcile.Reconciler
+	devices    []loader.DeviceStatus
+}
+
+// stage is a client and a cluster of two nodes.
+type stage struct {
+	t         *testing.T
+	world     *world.World
+	here      *dataplane
+	there     *dataplane
+	near, far []*world.Pod
+	host      *world.Host
+	client    *world.Probe
+}
+
+// mode is a way in which packets are taken.
+type mode struct {
+	name string
+	xdp  loader.XDPMode
+	tcx  bool
+}
+
+var modes = []mode{
+	{"tcx", loader.XDPDisabled, true},
+	{"clsact", loader.XDPDisabled, false},
+	{"xdp generic", loader.XDPGeneric, true},
+	{"xdp native", loader.XDPNative, true},
+}
+
+func newStage(t *testing.T, m mode) *stage {
+	t.Helper()
+	world.RequireRoot(t)
+	w := world.NewT(t)
+	s := &stage{t: t, world: w}
+	s.here = &dataplane{Node: world.Must(w.AddNode("here"))(t), name: "here"}
+	s.there = &dataplane{Node: world.Must(w.AddNode("there"))(t), name: "there"}
+	for i := range 2 {
+		s.near = append(s.near, s.pod(s.here, fmt.Sprintf("near%d", i+1)))
+		s.far = append(s.far, s.pod(s.there, fmt.Sprintf("far%d", i+1)))
+	}
+	s.host = world.Must(w.AddHost("client"))(t)
+	s.routeBy(s.here, "203.0.113.0/24", "2001:db8:1b::/64", "10.96.0.0/16", "fd00:10:96::/112")
+	for _, ns := range []*world.Namespace{s.here.Namespace, s.there.Namespace, s.host.Namespace} {
+		if err := ns.Do(func() error { return computeChecksums("eth0") }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.client = world.Must(s.host.Probe())(t)
+	s.start(s.here, m)
+	s.start(s.there, m)
+	return s
+}
+
+func (s *stage) pod(n *dataplane, name string) *world.Pod {
+	s.t.Helper()
+	pod := world.Must(n.AddPod(name))(s.t)
+	world.Must(pod.Serve(name, "tcp:8080", "udp:8080"))(s.t)
+	return pod
+}
+
+// routeBy makes the client send to networks by way of a node.
+func (s *stage) routeBy(n *dataplane, networks ...string) {
+	s.t.Helper()
+	err := s.host.Do(func() error {
+		for _, text := range networks {
+			p := netip.MustParsePrefix(text)
+			via := n.IPv4()
+			if p.Addr().Is6() {
+				via = n.IPv6()
+			}
+			dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+			if err := netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: via.AsSlice()}); err != nil {
+				return fmt.Errorf("route to %s: %w", p, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// start loads the dataplane inside a node's namespace, which is where an agent
+// would run.
+func (s *stage) start(n *dataplane, m mode) {
+	s.t.Helper()
+	barrier := world.Must(maps.NewBarrier())(s.t)
+	s.t.Cleanup(barrier.Close)
+	err := n.Do(func() error {
+		var err error
+		n.loader, err = loader.Open(loader.Config{
+			BPFFSRoot: n.BPFFS(), CgroupRoot: n.CgroupRoot(), XDP: m.xdp, WithoutTCX: !m.tcx,
+		})
+		if err != nil {
+			return err
+		}
+		facts, err := node.Read()
+		if err != nil {
+			return err
+		}
+		links, err := node.ReadLinks()
+		if err != nil {
+			return err
+		}
+		n.compiler = compile.New(compile.Config{Node: service.Node{Name: n.name}})
+		n.reconciler, err = reconcile.New(reconcile.Config{
+			Attach: n.loader.Attach, Wait: barrier.Wait,
+			Node: reconcile.Node{
+				NodePortAddrs: node.Selection{}.NodePortAddrs(facts, nil),
+				Source4:       n.IPv4(), Source6: n.IPv6(),
+				Masquerade: reconcile.PortRange{First: 49152, Last: 65535},
+			},
+		})
+		if err != nil {
+			return err
+		}
+		if err := n.reconciler.Apply(nil); err != nil {
+			return err
+		}
+		var devices []loader.Device
+		for _, l := range node.Outward(links, nil) {
+			devices = append(devices, loader.Device{Index: l.Index, Name: l.Name, LinkHeader: l.LinkHeader})
+		}
+		n.devices = n.loader.SetDevices(devices)
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		n.loader.Close()
+		if err := n.Do(func() error {
+			_, err := loader.Cleanup(n.BPFFS(), false)
+			return err
+		}); err != nil {
+			s.t.Error(err)
+		}
+	})
+	for _, d := range n.devices {
+		if d.Problem != "" || d.Name != "eth0" {
+			s.t.Fatalf("device %+v", d)
+		}
+	}
+	if len(n.devices) != 1 {
+		s.t.Fatalf("devices served: %+v, want eth0", n.devices)
+	}
+}
+
+var web = service.Name{Namespace: "default", Name: "web"}
+
+// webService is a dual-stack Service with everything that can be reached from
+// outside.
+func webService() *service.Service {
+	return &service.Service{
+		Name: web, Type: service.LoadBalancer,
+		ClusterIPs:      []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:10:96::10")},
+		LoadBalancerIPs: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:1b::10")},
+		ExternalIPs:     []netip.Addr{netip.MustParseAddr("203.0.113.20"), netip.MustParseAddr("2001:db8:1b::20")},
+		Ports: []service.Port{
+			{Name: "tcp", Protocol: service.TCP, Port: 80, NodePort: 30080},
+			{Name: "udp", Protocol: service.UDP, Port: 80, NodePort: 30080},
+		},
+	}
+}
+
+// serve makes a Service with endpoints on the given pods, on both nodes.
+func (s *stage) serve(svc *service.Service, pods ...*world.Pod) {
+	s.t.Helper()
+	u := compile.Update{Services: map[service.Name]*service.Service{svc.Name: svc}, Slices: map[service.Name]*service.EndpointSlice{}}
+	for _, family := range []service.Family{service.IPv4, service.IPv6} {
+		slice := &service.EndpointSlice{
+			Name:    service.Name{Namespace: svc.Namespace, Name: svc.Name.Name + family.String()},
+			Service: svc.Name.Name, Family: family,
+		}
+		for _, p := range svc.Ports {
+			slice.Ports = append(slice.Ports, service.SlicePort{Name: p.Name, Protocol: p.Protocol, Port: 8080})
+		}
+		for _, pod := range pods {
+			e := service.Endpoint{Addr: pod.IPv4(), Ready: true, Serving: true, NodeName: "here"}
+			if pod.Node() == s.there.Node {
+				e.NodeName = "there"
+			}
+			if family == service.IPv6 {
+				e.Addr = pod.IPv6()
+			}
+			slice.Endpoints = append(slice.Endpoints, e)
+		}
+		u.Slices[slice.Name] = slice
+	}
+	for _, n := range []*dataplane{s.here, s.there} {
+		if err := n.Do(func() error { return n.reconciler.Apply(n.compiler.Apply(u)) }); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// frontends are all ways to reach the Service from outside, of both families.
+func (s *stage) frontends() map[string]string {
+	return map[string]string{
+		"NodePort IPv4":     netip.AddrPortFrom(s.here.IPv4(), 30080).String(),
+		"NodePort IPv6":     netip.AddrPortFrom(s.here.IPv6(), 30080).String(),
+		"LoadBalancer IPv4": "203.0.113.10:80",
+		"LoadBalancer IPv6": "[2001:db8:1b::10]:80",
+		"external IP IPv4":  "203.0.113.20:80",
+		"external IP IPv6":  "[2001:db8:1b::20]:80",
+	}
+}
+
+const short = 2 * time.Second
