@@ -203,7 +203,7 @@ func (r *Reconciler) foundSpans(c *compile.Port) (cluster, local span) {
 // adoptBackends takes up the ids of all backends ahead of stageBackends, which
 // then finds them in place.
 func (t *transaction) adoptBackends(p *port, c *compile.Port) {
-	p.words = carve(&t.slabs.words, c.Positions())
+	p.words = carve(&t.r.slabs.words, c.Positions())
 	for pos := range p.words {
 		b := c.Backend(int32(pos))
 		if b.State == 0 {

@@ -69,14 +69,14 @@ func (r *Reconciler) create(need *first) error {
 	return nil
 }
 
-// makeRoom has the Go maps and the slabs of t hold a first load.
+// makeRoom has Go maps, slabs and t hold a first load.
 func (t *transaction) makeRoom(need *first) {
 	r := t.r
 	r.ports = sized(r.ports, need.ports)
 	r.frontends = sized(r.frontends, need.frontends())
 	r.addresses = sized(r.addresses, need.frontends())
 	r.filter = sized(r.filter, need.frontends())
-	t.slabs = slabs{
+	r.slabs = slabs{
 		ports:     make([]port, 0, need.ports),
 		words:     make([]uint64, 0, need.backends4+need.backends6),
 		frontends: make([]frontend, 0, need.frontends()),

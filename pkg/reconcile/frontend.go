@@ -85,7 +85,7 @@ func (r *Reconciler) publish(f *frontend, external, internal uint64) {
 
 func (t *transaction) exchangeFrontends(p *port, want []compile.Frontend) error {
 	old, kinds := p.frontends, p.declared
-	p.frontends = carve(&t.slabs.refs, len(want))[:0]
+	p.frontends = carve(&t.r.slabs.refs, len(want))[:0]
 	p.declared = nil
 	for _, w := range want {
 		f, err := t.frontend(p, w)
@@ -115,7 +115,7 @@ func (t *transaction) frontend(p *port, w compile.Frontend) (*frontend, error) {
 	r := t.r
 	f := r.frontends[w.FrontendKey]
 	if f == nil {
-		f = &carve(&t.slabs.frontends, 1)[0]
+		f = &carve(&t.r.slabs.frontends, 1)[0]
 		f.key = w.FrontendKey
 		if !r.adoptFrontend(f) {
 			id, err := r.take(&r.frontendIDs, maps.FrontendState)

@@ -48,7 +48,7 @@ func (t *transaction) stage(c *compile.Change) error {
 }
 
 func (t *transaction) newPort(id compile.PortID) (*port, error) {
-	p := &carve(&t.slabs.ports, 1)[0]
+	p := &carve(&t.r.slabs.ports, 1)[0]
 	p.compiled = id
 	if known, ok := t.r.found.port(id); ok {
 		p.id = known
@@ -118,7 +118,7 @@ func (t *transaction) freeBackend(p *port, pos int) {
 func (t *transaction) stageBackends(p *port, c *compile.Change) error {
 	positions := c.Port.Positions()
 	if p.words == nil {
-		p.words = carve(&t.slabs.words, positions)
+		p.words = carve(&t.r.slabs.words, positions)
 	}
 	if n := positions - len(p.words); n > 0 {
 		p.words = append(p.words, make([]uint64, n)...)

@@ -66,6 +66,8 @@ type Reconciler struct {
 
 	inserting sync.WaitGroup // system calls on set that a transaction makes beside itself
 
+	slabs slabs // of the Apply that runs, if it is a first load
+
 	retired []retiree
 	failed  map[compile.PortID]struct{}
 	wake    chan struct{}
@@ -154,6 +156,7 @@ func (r *Reconciler) Apply(changes []compile.Change) error {
 			}
 		}
 		t.makeRoom(&need)
+		defer func() { r.slabs = slabs{} }()
 	}
 	var errs []error
 	for i := range changes {

@@ -15,11 +15,8 @@ import (
 type transaction struct {
 	r *Reconciler
 
-	entries          // to be inserted
-	inserted entries // by the system calls that are under way, if any
-	failed   error   // what they ended with
-
-	slabs slabs
+	entries            // to be inserted
+	early   *insertion // the latest that is under way or has ended; nil: none
 
 	orphans []*frontend // lost their port; removed unless another took them
 	gone    []*port
@@ -58,6 +55,13 @@ func (e *entries) put(set *maps.Set) error {
 		set.Frontends6.PutAll(e.keys6, e.values6))
 }
 
+// insertion is the system calls that are made beside staging, and what all of
+// them ended with.
+type insertion struct {
+	entries
+	failed error
+}
+
 // enough is the number of gathered entries that are worth a goroutine.
 const enough = 4096
 
@@ -70,10 +74,13 @@ func (t *transaction) insertEarly() {
 		return
 	}
 	t.r.inserting.Wait()
-	t.entries, t.inserted = t.inserted, t.entries
+	if t.early == nil {
+		t.early = &insertion{}
+	}
+	early, set := t.early, t.r.set
+	t.entries, early.entries = early.entries, t.entries
 	t.empty()
-	set := t.r.set
-	t.r.inserting.Go(func() { t.failed = errors.Join(t.failed, t.inserted.put(set)) })
+	t.r.inserting.Go(func() { early.failed = errors.Join(early.failed, early.put(set)) })
 }
 
 // commit inserts and removes entries in the order that keeps every reader
@@ -81,7 +88,10 @@ func (t *transaction) insertEarly() {
 func (t *transaction) commit() error {
 	r := t.r
 	r.inserting.Wait()
-	errs := []error{t.failed, t.relieve(), t.put(r.set)}
+	errs := []error{t.relieve(), t.put(r.set)}
+	if t.early != nil {
+		errs = append(errs, t.early.failed)
+	}
 	for _, f := range t.orphans {
 		if f.port == nil && f.registered {
 			errs = append(errs, r.removeFrontend(f))
