@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Feature is something that not every kernel of the matrix can do.
+type Feature struct {
+	Name  string
+	on    []Series // where it must work
+	probe func() error
+}
+
+// The table. What every supported kernel has is not in it: tests rely on that
+// without asking.
+var (
+	TCX         = Feature{"tcx", since6_12, haveTCX}
+	SockDestroy = Feature{"bpf_sock_destroy", since6_12, kfunc("bpf_sock_destroy")}
+	DynptrSkb   = Feature{"dynptrs of packets", since6_12, kfunc("bpf_dynptr_from_skb")}
+	NetnsCookie = Feature{"namespace cookies in tc programs", newestOnly, helper(ebpf.SchedCLS, asm.FnGetNetnsCookie)}
+	SCTP        = Feature{"SCTP sockets", debian, haveSCTP}
+	Netkit      = Feature{"netkit devices", only6_12, device(&netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, Mode: netlink.NETKIT_MODE_L3})}
+	IPIP        = Feature{"ipip devices", debian, device(&netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, Local: net.IPv4(192, 0, 2, 1), Remote: net.IPv4(192, 0, 2, 2)})}
+	Dummy       = Feature{"dummy devices", debian, device(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "probe"}})}
+)
+
+// Features are all of the table.
+func Features() []Feature {
+	return []Feature{TCX, SockDestroy, DynptrSkb, NetnsCookie, SCTP, Netkit, IPIP, Dummy}
+}
+
+var (
+	since6_12  = []Series{Linux6_12, Newest}
+	only6_12   = []Series{Linux6_12} // brought by 6.7, but not in every configuration
+	newestOnly = []Series{Newest}
+	// debian builds it as a module; another configuration may leave it out.
+	debian = []Series{Linux6_1, Linux6_12}
+)
+
+// Must tells whether kernels of the series have to have the feature.
+func (f Feature) Must(s Series) bool { return slices.Contains(f.on, s) }
+
+// Probe tells whether this kernel has the feature: nil, an error that wraps
+// ebpf.ErrNotSupported, or another error when it could not be found out.
+func (f Feature) Probe() error {
+	if err := root(); err != nil {
+		return err
+	}
+	return f.probe()
+}
+
+func helper(t ebpf.ProgramType, function asm.BuiltinFunc) func() error {
+	return func() error { return features.HaveProgramHelper(t, function) }
+}
+
+// kfunc looks for a function that the kernel lets programs call.
+func kfunc(name string) func() error {
+	return func() error {
+		spec, err := btf.LoadKernelSpec()
+		if err != nil {
+			return err
+		}
+		var function *btf.Func
+		if err := spec.TypeByName(name, &function); errors.Is(err, btf.ErrNotFound) {
+			return fmt.Errorf("%w: %w", ebpf.ErrNotSupported, err)
+		} else if err != nil {
+			return err
+		}
+		return nil
+	}
+}
+
+// unsupported turns some errors into ebpf.ErrNotSupported.
+func unsupported(err error, meaning ...error) error {
+	for _, m := range meaning {
+		if errors.Is(err, m) {
+			return fmt.Errorf("%w: %w", ebpf.ErrNotSupported, err)
+		}
+	}
+	return err
+}
+
+// loopbackIndex is that of lo in every network namespace.
+const loopbackIndex = 1
+
+func haveTCX() error {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: loopbackIndex, Attach: ebpf.AttachTCXIngress})
+	return unsupported(err, unix.EINVAL, ebpf.ErrNotSupported)
+}
+
+func haveSCTP() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if err != nil {
+		return unsupported(err, unix.EPROTONOSUPPORT)
+	}
+	return unix.Close(fd)
+}
+
+// device adds a link of a kind in a namespace of its own, which goes with the
+// thread.
+func device(l netlink.Link) func() error {
+	return func() error {
+		done := make(chan error, 1)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				done <- fmt.Errorf("make a network namespace: %w", err)
+				return
+			}
+			done <- unsupported(netlink.LinkAdd(l), unix.EOPNOTSUPP)
+		}()
+		return <-done
+	}
+}
+
+// Probed is a feature that the table does not have: for a test's own needs.
+func Probed(name string, on []Series, probe func() error) Feature {
+	return Feature{Name: name, on: on, probe: probe}
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command vm runs the privileged test suites on another kernel: it fetches one
+// of Debian's, boots it in QEMU and runs the compiled test binaries there.
+//
+//	vm -kernel 6.1|6.12 [-run REGEXP] [-console] [PACKAGE-DIRECTORY ...]
+//
+// One executable has three parts: what runs on the host, the guest's /init, and
+// the guest's /sbin/modprobe. It imports the standard library and x/sys. The
+// invariant it guards: it ends with 0 only when every suite has run to its end
+// and reported that it passed; silence is a failure.
+//
+// Exit codes: 0 all passed, 1 a suite failed, 2 the run could not be prepared,
+// 124 it took too long, 125 the guest ended without a word (a kernel panic).
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+func main() {
+	switch {
+	case os.Getpid() == 1:
+		boot()
+	case filepath.Base(os.Args[0]) == "modprobe":
+		os.Exit(modprobe(os.Args[1:]))
+	case len(os.Args) > 1 && os.Args[1] == guestCommand:
+		os.Exit(runSuites())
+	}
+	var o options
+	flag.StringVar(&o.series, "kernel", "", "kernel series: "+strings.Join(seriesNames(), " or "))
+	flag.StringVar(&o.root, "C", ".", "directory of the repository")
+	flag.StringVar(&o.pattern, "run", "", "run only tests that match this expression")
+	flag.StringVar(&o.memory, "memory", "1536", "MiB of the guest")
+	flag.DurationVar(&o.limit, "timeout", 20*time.Minute, "how long the guest may run")
+	flag.BoolVar(&o.console, "console", false, "show the kernel's log in full")
+	flag.Parse()
+	o.suites = choose(flag.Args())
+	code, err := run(o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+	}
+	os.Exit(code)
+}
+
+// options of one run.
+type options struct {
+	series  string
+	root    string
+	pattern string
+	memory  string // MiB
+	limit   time.Duration
+	console bool
+	suites  []suite
+}
+
+// Exit codes besides 0 and 1.
+const (
+	exitUnprepared = 2
+	exitTimeout    = 124
+	exitSilent     = 125
+)
+
+// run does everything between the command line and the exit code.
+func run(o options) (int, error) {
+	kernel, err := fetch(o.series)
+	if err != nil {
+		return exitUnprepared, err
+	}
+	dir, err := os.MkdirTemp("", "portolan-vm-")
+	if err != nil {
+		return exitUnprepared, err
+	}
+	defer os.RemoveAll(dir)
+	binaries, err := compile(o.root, dir, o.suites)
+	if err != nil {
+		return exitUnprepared, err
+	}
+	image := filepath.Join(dir, "initramfs")
+	if err := buildImage(image, kernel, binaries, o); err != nil {
+		return exitUnprepared, fmt.Errorf("build initramfs: %w", err)
+	}
+	fmt.Printf("kernel %s\n", filepath.Base(kernel))
+	start := time.Now()
+	verdict, err := bootGuest(dir, kernel, image, o)
+	if err == nil || errors.Is(err, errFailed) {
+		fmt.Printf("kernel %s: %s in %.0f s\n", filepath.Base(kernel), verdict, time.Since(start).Seconds())
+	}
+	return exitCode(err), err
+}
