@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -238,6 +239,11 @@ func (a *Agent) apply(u source.Update) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	first := !a.synced
+	if first {
+		// What a first load makes stays: the collector would find nothing to
+		// free, and take a processor from it. A memory limit is obeyed still.
+		defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	}
 	a.waiting = begin
 	var errs []error
 	if u.Node != nil {
