@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO      ?= go
 
-.PHONY: help build generate check-generated lint setup test test-k8s demo bench clean
+.PHONY: help build generate check-generated lint setup test test-vm test-k8s demo bench clean
 
 ## help: list the targets
 help:
@@ -36,10 +36,17 @@ check-generated: generate
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
+	cd tools && $(GO) vet ./...
 
 ## test: set up, lint, generated code, unit, property and privileged tests (root)
 test: setup lint check-generated
 	$(GO) test -count=1 -timeout 15m ./...
+	cd tools && $(GO) test -count=1 ./...
+
+## test-vm: the privileged tests on KERNEL=6.1 or 6.12 in QEMU; VM_ACCEL=kvm, VM_FLAGS='-run X test/e2e'
+test-vm: setup
+	cd tools && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/build/vm ./vm
+	build/vm -kernel "$(KERNEL)" $(VM_FLAGS)
 
 ## test-k8s: a real control plane from Go modules, and real connections (root)
 test-k8s: setup build

@@ -31,6 +31,7 @@ var suites = []suite{
 	{Package: "cmd/portolan"},
 	{Package: "test/world"},
 	{Package: "test/e2e"},
+	{Package: "test/wire"},
 }
 
 // choose finds the suites of the given packages, or all for none.
