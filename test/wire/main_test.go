@@ -14,6 +14,7 @@
 package wire_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -89,6 +90,17 @@ func newStage(t *testing.T, m mode) *stage {
 		if err := ns.Do(func() error { return computeChecksums("eth0") }); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := w.Switch().Do(func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			if l.Type() == "veth" {
+				err = errors.Join(err, passXDP(t, l.Attrs().Index))
+			}
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
 	s.client = world.Must(s.host.Probe())(t)
 	s.start(s.here, m)

@@ -264,3 +264,11 @@ func (n *Node) deleteLink(name string) error {
 		return netlink.LinkDel(link)
 	})
 }
+
+// Switch is the namespace of the switch that nodes and hosts are plugged into,
+// for settings of its ports. It is there after the first node or host.
+func (w *World) Switch() *Namespace {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fabric
+}

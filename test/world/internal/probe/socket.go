@@ -83,6 +83,10 @@ func (s *socket) prepare(family int) error {
 	if err != nil {
 		return fmt.Errorf("parse source address: %w", err)
 	}
+	// One port may have connections to several servers.
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return failed("bind", err)
+	}
 	return s.bind(source)
 }
 
