@@ -141,49 +141,7 @@ func (s *stage) routeBy(n *dataplane, networks ...string) {
 // would run.
 func (s *stage) start(n *dataplane, m mode) {
 	s.t.Helper()
-	barrier := world.Must(maps.NewBarrier())(s.t)
-	s.t.Cleanup(barrier.Close)
-	err := n.Do(func() error {
-		var err error
-		n.loader, err = loader.Open(loader.Config{
-			BPFFSRoot: n.BPFFS(), CgroupRoot: n.CgroupRoot(), XDP: m.xdp, WithoutTCX: !m.tcx,
-		})
-		if err != nil {
-			return err
-		}
-		facts, err := node.Read()
-		if err != nil {
-			return err
-		}
-		links, err := node.ReadLinks()
-		if err != nil {
-			return err
-		}
-		n.compiler = compile.New(compile.Config{Node: service.Node{Name: n.name}})
-		n.reconciler, err = reconcile.New(reconcile.Config{
-			Attach: n.loader.Attach, Wait: barrier.Wait,
-			Node: reconcile.Node{
-				NodePortAddrs: node.Selection{}.NodePortAddrs(facts, nil),
-				Source4:       n.IPv4(), Source6: n.IPv6(),
-				Masquerade: reconcile.PortRange{First: 49152, Last: 65535},
-			},
-		})
-		if err != nil {
-			return err
-		}
-		if err := n.reconciler.Apply(nil); err != nil {
-			return err
-		}
-		var devices []loader.Device
-		for _, l := range node.Outward(links, nil) {
-			devices = append(devices, loader.Device{Index: l.Index, Name: l.Name, LinkHeader: l.LinkHeader})
-		}
-		n.devices = n.loader.SetDevices(devices)
-		return nil
-	})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	s.run(n, m)
 	s.t.Cleanup(func() {
 		n.loader.Close()
 		if err := n.Do(func() error {
@@ -201,6 +159,74 @@ func (s *stage) start(n *dataplane, m mode) {
 	if len(n.devices) != 1 {
 		s.t.Fatalf("devices served: %+v, want eth0", n.devices)
 	}
+}
+
+// run does what an agent does when it starts: it adopts what is there.
+func (s *stage) run(n *dataplane, m mode) {
+	s.t.Helper()
+	barrier := world.Must(maps.NewBarrier())(s.t)
+	s.t.Cleanup(barrier.Close)
+	err := n.Do(func() error {
+		var err error
+		n.loader, err = loader.Open(loader.Config{
+			BPFFSRoot: n.BPFFS(), CgroupRoot: n.CgroupRoot(), XDP: m.xdp, WithoutTCX: !m.tcx,
+		})
+		if err != nil {
+			return err
+		}
+		facts, err := node.Read()
+		if err != nil {
+			return err
+		}
+		adopted, err := n.loader.Adopt()
+		if err != nil && !errors.Is(err, maps.ErrNotPinned) {
+			return err
+		}
+		if n.compiler == nil {
+			n.compiler = compile.New(compile.Config{Node: service.Node{Name: n.name}})
+		}
+		n.reconciler, err = reconcile.New(reconcile.Config{
+			Attach: n.loader.Attach, Wait: barrier.Wait, Adopted: adopted,
+			Node: reconcile.Node{
+				NodePortAddrs: node.Selection{}.NodePortAddrs(facts, nil),
+				Source4:       n.IPv4(), Source6: n.IPv6(),
+				Masquerade: reconcile.PortRange{First: 49152, Last: 65535},
+			},
+		})
+		if err != nil {
+			return err
+		}
+		if err := n.reconciler.Apply(n.everything()); err != nil {
+			return err
+		}
+		return n.attachDevices()
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// everything is all that is compiled, as for a reconciler that knows nothing.
+func (n *dataplane) everything() []compile.Change {
+	var changes []compile.Change
+	for p := range n.compiler.Ports() {
+		changes = append(changes, compile.Change{ID: p.ID, Port: p, All: true})
+	}
+	return changes
+}
+
+// attachDevices serves the node's outward devices as they are now.
+func (n *dataplane) attachDevices() error {
+	links, err := node.ReadLinks()
+	if err != nil {
+		return err
+	}
+	var devices []loader.Device
+	for _, l := range node.Outward(links, nil) {
+		devices = append(devices, loader.Device{Index: l.Index, Name: l.Name, LinkHeader: l.LinkHeader})
+	}
+	n.devices = n.loader.SetDevices(devices)
+	return nil
 }
 
 var web = service.Name{Namespace: "default", Name: "web"}

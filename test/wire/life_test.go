@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/world"
+)
+
+// hammered runs a change while clients outside keep dialling a NodePort and
+// others talk over open connections, and wants none of them disturbed.
+func (s *stage) hammered(change func()) {
+	s.t.Helper()
+	addr := netip.AddrPortFrom(s.here.IPv4(), 30080).String()
+	var held []*world.Conn
+	for _, addr := range s.frontends() {
+		for range 2 {
+			c, r := s.client.Open("tcp", addr)
+			if r.Err() != nil {
+				s.t.Fatalf("%s: %v", addr, r)
+			}
+			held = append(held, c)
+		}
+	}
+	hammer := world.Must(s.client.Hammer("tcp", addr, world.HammerConfig{Workers: 2}))(s.t)
+	change()
+	report := world.Must(hammer.Stop())(s.t)
+	if report.Failed > 0 || report.Total == 0 {
+		s.t.Errorf("%d of %d dials failed, the first by %+v", report.Failed, report.Total, report.Failures)
+	}
+	for _, c := range held {
+		if r := c.Exchange(); r.Err() != nil {
+			s.t.Errorf("an open connection: %v", r)
+		}
+	}
+}
+
+func TestNothingFailsWhileTheAgentIsReplaced(t *testing.T) {
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t, m)
+			s.serve(webService(), s.near[0], s.near[1], s.far[0], s.far[1])
+			s.hammered(func() {
+				for range 3 {
+					for _, n := range []*dataplane{s.here, s.there} {
+						n.loader.Close() // as when its process dies
+						s.run(n, m)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestNothingFailsWhileTablesGrow(t *testing.T) {
+	both(t, func(t *testing.T, s *stage) {
+		s.serve(webService(), s.near[0], s.far[0])
+		before := s.here.reconciler.Tables().Sizes()
+		s.hammered(func() {
+			u := compile.Update{Services: map[service.Name]*service.Service{}}
+			for i := range 3000 {
+				name := service.Name{Namespace: "many", Name: fmt.Sprintf("s%d", i)}
+				u.Services[name] = &service.Service{
+					Name: name, Type: service.ClusterIP,
+					ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(1 + i/250), byte(1 + i%250)})},
+					Ports:      []service.Port{{Protocol: service.TCP, Port: 80}},
+				}
+			}
+			if err := s.here.Do(func() error { return s.here.reconciler.Apply(s.here.compiler.Apply(u)) }); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if after := s.here.reconciler.Tables().Sizes(); after.Frontends4 == before.Frontends4 {
+			t.Fatal("the tables did not grow")
+		}
+	})
+}
+
+func TestEndpointsComeAndGoUnderTraffic(t *testing.T) {
+	both(t, func(t *testing.T, s *stage) {
+		s.serve(webService(), s.near[0], s.far[0])
+		s.hammered(func() {
+			for range 20 {
+				s.serve(webService(), s.near[1], s.far[1])
+				s.serve(webService(), s.near[0], s.far[0], s.near[1])
+			}
+		})
+	})
+}
