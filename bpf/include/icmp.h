@@ -52,9 +52,16 @@ static __always_inline __u32 inner_transport(context_t *ctx, bool v6, __u32 at, 
 static __always_inline __u32 error_key(context_t *ctx, bool v6, __u32 l4, union tuple_key *key)
 {
 	__u32 at = inner_transport(ctx, v6, l4 + sizeof(struct icmp_header), key);
-	struct ports *ports = packet_start(ctx) + at;
+	struct ports *ports;
 
-	if (!at || at > 2048 || (void *)(ports + 1) > packet_end(ctx) ||
+	/* Linux 6.12: "R1 offset is outside of the packet": clang knows the bound
+	 * and drops the comparison, the verifier has lost it.
+	 */
+	barrier_var(at);
+	if (at > 2048)
+		return 0;
+	ports = packet_start(ctx) + at;
+	if (!at || (void *)(ports + 1) > packet_end(ctx) ||
 	    !has_ports(v6 ? key->v6.proto : key->v4.proto))
 		return 0;
 	if (v6) {

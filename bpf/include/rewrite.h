@@ -66,12 +66,20 @@ static __always_inline void update_checksum_tc(context_t *ctx, bool v6, __u32 at
 static __always_inline bool rewrite_transport(context_t *ctx, bool v6, __u32 l4, __u8 proto,
 					      const struct flow *f)
 {
-	void *header = packet_start(ctx) + l4;
 	__u16 addresses = f->address_delta, ports = f->port_delta;
 	__u16 *check;
+	__u64 offset = l4;
+	void *header;
 
+	/* Linux 6.1: "R1 offset is outside of the packet": it forgets the bound
+	 * of 4 bytes that are put on the stack, not that of 8.
+	 */
+	barrier_var(offset);
+	if (offset > 2048)
+		return false;
+	header = packet_start(ctx) + offset;
 	/* Two checks, because the verifier wants a constant. */
-	if (l4 > 2048 || header + 8 > packet_end(ctx) ||
+	if (header + 8 > packet_end(ctx) ||
 	    (proto == IPPROTO_TCP && header + 20 > packet_end(ctx)))
 		return false;
 	((struct ports *)header)->source = f->sport;

@@ -57,7 +57,8 @@ static __always_inline void ask_for(struct bpf_fib_lookup *q, bool v6, __u32 ifi
 /* The node's address on a device, for kernels whose look-up does not tell. */
 static __always_inline void device_source(bool v6, struct way *w)
 {
-	struct device *d = bpf_map_lookup_elem(&devices, &w->ifindex);
+	__u32 ifindex = w->ifindex; /* a key on the stack: Linux 6.1 wants it there */
+	struct device *d = bpf_map_lookup_elem(&devices, &ifindex);
 
 	memset(&w->source, 0, sizeof(w->source));
 	if (d)

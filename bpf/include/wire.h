@@ -100,13 +100,6 @@ static __always_inline bool outlived(bool v6, const struct flow *f, __u8 proto, 
 	return !endpoint_serves(v6, f);
 }
 
-static __always_inline struct request *scratch(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&request_scratch, &zero);
-}
-
 static __always_inline void forget(bool v6, const struct flow *f, const union tuple_key *key)
 {
 	struct request *r = scratch();
@@ -296,7 +289,7 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 		return ACT_PASS;
 	key_to_tuple(v6, &w->key, &r->tuple);
 	r->syn = syn || r->tuple.proto != IPPROTO_TCP;
-	decision = v6 ? new_flow6(ctx, r) : new_flow4(ctx, r);
+	decision = v6 ? new_flow6(ctx) : new_flow4(ctx);
 	switch (decision) {
 	case DECIDE_SERVE:
 		return carry_out(ctx, v6, w, &r->entry.flow);
