@@ -236,8 +236,8 @@ type LbNewcomers4 struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad uint32
-	Way [4]LbNewcomer4
+	Hand uint32
+	Way  [4]LbNewcomer4
 }
 
 type LbNewcomers6 struct {
@@ -246,8 +246,8 @@ type LbNewcomers6 struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad uint32
-	Way [4]LbNewcomer6
+	Hand uint32
+	Way  [4]LbNewcomer6
 }
 
 type LbNextHop struct {

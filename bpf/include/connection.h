@@ -270,7 +270,7 @@ static __always_inline void write_flow(struct request *r, bool v6, __u8 action,
 {
 	union flow_entry *e = &r->entry;
 
-	memset(e, 0, sizeof(*e));
+	memset(e, 0, v6 ? sizeof(e->v6) : sizeof(e->v4));
 	e->flow.backend = r->backend.id;
 	e->flow.backend_generation = r->backend.generation;
 	e->flow.frontend = r->frontend;
@@ -295,6 +295,16 @@ static __always_inline void write_flow(struct request *r, bool v6, __u8 action,
 	}
 }
 
+/* What the stack delivers needs no way of ours. */
+static __always_inline void no_way(struct way *w)
+{
+	w->ifindex = 0;
+	w->mtu = 0;
+	w->resolved = false;
+	memset(w->dst_mac, 0, ETH_ALEN);
+	memset(w->src_mac, 0, ETH_ALEN);
+}
+
 /* The endpoint is chosen: how it is reached. */
 static __always_inline int reach(context_t *ctx, struct request *r,
 				 const struct wire_config *config, bool v6, __u32 hash)
@@ -302,11 +312,13 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	bool self = same_address(&r->backend.addr, &r->tuple.src);
 	bool near = pod_device || r->backend.flags & BACKEND_ON_NODE;
 
-	memset(&r->way, 0, sizeof(r->way));
 	r->masquerade = self || !near;
-	if (r->masquerade && !way_to_backend(ctx, r, config, v6))
+	if (!r->masquerade)
+		no_way(&r->way);
+	else if (!way_to_backend(ctx, r, config, v6))
 		return decide_drop(r, REASON_NO_ROUTE);
-	r->stateless = flooded();
+	if (r->tuple.proto != IPPROTO_TCP)
+		r->stateless = flooded(); /* of TCP the first segment was counted */
 	r->to.src = r->masquerade ? r->way.source : r->tuple.src;
 	r->to.dst = r->backend.addr;
 	r->to.dport = r->backend.port;

@@ -83,28 +83,34 @@ static __always_inline bool recall(bool v6, const union tuple_key *key, struct f
 }
 
 /* Writes the newcomer of a key, in the place of what it was, else of the
- * bucket's oldest.
+ * bucket's oldest: the clock is coarse, so among equals the hand decides, which
+ * goes round.
  */
 static __always_inline void enter(bool v6, const union tuple_key *key, const struct flow *f)
 {
+	__u32 best = 0, hand, *turn;
+	__u64 most = 0;
 	void *b = bucket(v6, key);
-	__u32 best = 0, age = 0;
 
 	if (!b)
 		return;
+	turn = v6 ? &((struct newcomers6 *)b)->hand : &((struct newcomers4 *)b)->hand;
 	bpf_spin_lock(b);
+	hand = *turn;
+	*turn = hand + 1;
 #pragma unroll
 	for (int i = 0; i < NEWCOMER_WAYS; i++) {
 		struct flow *w = way_flow(v6, b, i);
-		__u32 a = f->last_seen - w->last_seen;
+		__u64 age = (__u64)(__u32)(f->last_seen - w->last_seen) << 1;
 
+		age |= (hand & (NEWCOMER_WAYS - 1)) == i;
 		if (same_key(v6, way_key(v6, b, i), key))
-			a = ~0u;
+			age = ~0ull;
 		else if (!w->action)
-			a = ~0u - 1;
-		if (a > age || i == 0) {
+			age = ~0ull - 1;
+		if (age > most) {
 			best = i;
-			age = a;
+			most = age;
 		}
 	}
 #pragma unroll
@@ -142,6 +148,14 @@ static __always_inline void amend(bool v6, const union tuple_key *key, __u8 stat
 		}
 	}
 	bpf_spin_unlock(b);
+}
+
+/* Makes a newcomer the first of its bucket to go. It stays until then: another
+ * CPU may have missed it among the established a moment ago, and looks here.
+ */
+static __always_inline void retire(bool v6, const union tuple_key *key)
+{
+	amend(v6, key, FLOW_ESTABLISHED, now() - (1u << 31));
 }
 
 static __always_inline void expel(bool v6, const union tuple_key *key)

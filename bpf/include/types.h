@@ -354,13 +354,13 @@ _Static_assert(sizeof(struct newcomer6) == 120, "no hidden padding");
 
 struct newcomers4 {
 	struct bpf_spin_lock lock;
-	__u32 pad;
+	__u32 hand; /* whose turn it is to go, among the oldest */
 	struct newcomer4 way[NEWCOMER_WAYS];
 };
 
 struct newcomers6 {
 	struct bpf_spin_lock lock;
-	__u32 pad;
+	__u32 hand; /* whose turn it is to go, among the oldest */
 	struct newcomer6 way[NEWCOMER_WAYS];
 };
 

@@ -322,8 +322,8 @@ static __always_inline void promote(bool v6, struct request *r, const union tupl
 		count(REASON_FLOW_TABLE_FULL);
 		return;
 	}
-	expel(v6, key);
-	expel(v6, &r->key);
+	retire(v6, key);
+	retire(v6, &r->key);
 }
 
 /* Notes a packet of a newcomer, r->entry of key. A flow is established by the
@@ -351,6 +351,12 @@ static __always_inline void note_newcomer(bool v6, struct request *r, const unio
 
 static __noinline int icmp_in(context_t *ctx, struct passage *w, bool v6);
 
+/* Counts a packet that opens a connection. */
+static __always_inline bool too_many(struct request *r)
+{
+	return r && (r->stateless = flooded());
+}
+
 /* A packet that came in by an outward device, or from a pod. */
 static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage *w)
 {
@@ -375,6 +381,9 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 		return ACT_PASS;
 	proto = protocol(v6, &w->key);
 	syn = (w->packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	/* A flood is decided by the tuple alone: no flow is even looked for. */
+	if (syn && vip && too_many(scratch()))
+		return first_packet(ctx, v6, w, syn);
 	f = established_flow(v6, &w->key);
 	if (f && !outlived(v6, f, proto, syn)) {
 		touch_both(v6, f, proto, w->packet.tcp_flags);

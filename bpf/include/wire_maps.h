@@ -5,20 +5,23 @@
 
 #include "maps.h"
 
-/* Established flows: packet tuple -> rewrite. Written here, emptied by the
- * agent's sweep. A plain hash: when it is full newcomers stay where newcomers
- * are, and nobody who is established goes.
+/* Established flows: packet tuple -> rewrite; two entries a flow. Written here,
+ * emptied by the agent's sweep. A plain hash: when it is full newcomers stay
+ * where newcomers are, and nobody who is established goes. Entries are
+ * allocated as they come, so that an idle node pays for the buckets only.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 524288);
 	__type(key, struct flow4_key);
 	__type(value, struct flow4);
 } flows4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 524288);
 	__type(key, struct flow6_key);
 	__type(value, struct flow6);
 } flows6 SEC(".maps");

@@ -53,7 +53,7 @@ func run(out string) error {
 	}
 	defer place.remove()
 	var figures []figure
-	for _, measure := range []func(*bed) ([]figure, error){tables, connects, flows, hammer} {
+	for _, measure := range []func(*bed) ([]figure, error){tables, connects, flows, hammer, wire} {
 		some, err := measure(place)
 		if err != nil {
 			return err
