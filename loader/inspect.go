@@ -118,3 +118,34 @@ func cleanDevices(dryRun bool) ([]string, error) {
 	}
 	return removed, nil
 }
+
+// PinnedDevices reads from the pins, and from the devices themselves, which
+// devices of this network namespace are served. It works while no agent runs.
+func PinnedDevices(root string) []DeviceStatus {
+	out := []DeviceStatus{}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return out
+	}
+	for _, dev := range links {
+		index := dev.Attrs().Index
+		s := DeviceStatus{Name: dev.Attrs().Name, XDP: "none"}
+		pinned := func(format string, args ...any) bool {
+			_, err := os.Stat(filepath.Join(linkDir(root), fmt.Sprintf(format, args...)))
+			return err == nil
+		}
+		switch {
+		case pinned(tcPin, index, sideNames[0]):
+			s.Hook = "tcx"
+		case ourFilters(dev, false) > 0:
+			s.Hook = "clsact"
+		default:
+			continue
+		}
+		if pinned(xdpPin, index) {
+			s.XDP = xdpName(attachedMode(index))
+		}
+		out = append(out, s)
+	}
+	return out
+}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -100,16 +101,23 @@ func writeStatus(env *environment, s *api.Status) error {
 
 // writeDetails prints the tables of hooks, tables, and calls not let through.
 func writeDetails(env *environment, s *api.Status) error {
-	var hooks, tables, denied [][]string
+	var hooks, devices, tables, denied [][]string
 	for _, h := range s.Hooks {
 		hooks = append(hooks, []string{h.Hook, h.Mode, yes(h.Attached)})
+	}
+	for _, d := range s.Devices {
+		kind := "outward"
+		if d.Pod {
+			kind = "pod"
+		}
+		devices = append(devices, []string{d.Name, kind, cmp.Or(d.Hook, "none"), d.XDP})
 	}
 	for _, t := range s.Tables {
 		full := 100 * uint64(t.Used) / max(1, uint64(t.Capacity))
 		tables = append(tables, []string{t.Table, fmt.Sprint(t.Used), fmt.Sprint(t.Capacity), fmt.Sprintf("%d%%", full)})
 	}
 	for _, d := range s.Denied {
-		denied = append(denied, []string{d.Reason, d.Errno, fmt.Sprint(d.Count)})
+		denied = append(denied, []string{d.Reason, cmp.Or(d.Errno, "(packets)"), fmt.Sprint(d.Count)})
 	}
 	for _, part := range []struct {
 		header []string
@@ -117,8 +125,9 @@ func writeDetails(env *environment, s *api.Status) error {
 		judged int
 	}{
 		{[]string{"HOOK", "MODE", "ATTACHED"}, hooks, 2},
+		{[]string{"DEVICE", "KIND", "TC", "XDP"}, devices, -1},
 		{[]string{"TABLE", "USED", "CAPACITY", "FULL"}, tables, -1},
-		{[]string{"DENIED", "ERRNO", "CALLS"}, denied, -1},
+		{[]string{"DENIED", "ERRNO", "COUNT"}, denied, -1},
 	} {
 		if len(part.rows) == 0 {
 			continue
@@ -229,7 +238,7 @@ func statusWithoutAgent(env *environment, brief bool) error {
 		return err
 	}
 	s := api.Status{
-		Meta: api.Meta{APIVersion: api.Version, Kind: "Status"}, Hooks: loader.Attachments(env.bpffsRoot),
+		Meta: api.Meta{APIVersion: api.Version, Kind: "Status"}, Hooks: loader.Attachments(env.bpffsRoot), Devices: loader.PinnedDevices(env.bpffsRoot),
 		Resources: []source.ResourceStatus{}, Services: map[string]int{}, Tables: []reconcile.Usage{}, Problems: []service.Problem{},
 		Backends: api.Backends{Active: r.Backends - r.Draining, Draining: r.Draining},
 		Denied:   []api.Denied{},

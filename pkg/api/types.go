@@ -72,7 +72,7 @@ type Programming struct {
 // Denied counts the socket calls that were not let through for one reason.
 type Denied struct {
 	Reason string `json:"reason"`
-	Errno  string `json:"errno"`
+	Errno  string `json:"errno,omitempty"`
 	Count  uint64 `json:"count"`
 }
 

@@ -217,7 +217,9 @@ func (l *lane) measure(flood bool) ([]figure, error) {
 			return err
 		}
 		ns, err := l.median(l.run, want)
-		if err != nil { err = fmt.Errorf("%s: %w", name, err) }
+		if err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
 		out = append(out, l.figure(name, net(ns)))
 		return err
 	}
