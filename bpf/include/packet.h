@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * From a frame to a tuple. What is cut short, tagged, source-routed or
- * inconsistent is PACKET_ODD: left to the stack as it is.
+ * From a frame to a tuple. What is cut short, source-routed or inconsistent is
+ * PACKET_BROKEN, what has no tuple PACKET_OTHER: both are left to the stack.
  */
 #ifndef PORTOLAN_PACKET_H
 #define PORTOLAN_PACKET_H
@@ -10,7 +10,8 @@
 #include "context.h"
 
 enum packet_kind {
-	PACKET_ODD, /* nothing for us, or nothing that can be understood */
+	PACKET_OTHER, /* a protocol that is not translated */
+	PACKET_BROKEN, /* cannot be understood, or asks for what is not done */
 	PACKET_WHOLE, /* tuple complete */
 	PACKET_FIRST, /* first fragment: tuple complete */
 	PACKET_LATER, /* later fragment: ports unknown */
@@ -144,6 +145,19 @@ static __always_inline bool has_ports(__u8 proto)
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_SCTP;
 }
 
+/* Whether a frame ends before its IP packet does. Parts of it may lie outside
+ * of what can be read in place.
+ */
+static __always_inline bool cut_short(context_t *ctx, __u32 length)
+{
+	__u32 need = link_header + length;
+
+	if ((__u64)(packet_end(ctx) - packet_start(ctx)) >= need)
+		return false;
+	return ON_XDP ? bpf_xdp_get_buff_len((struct xdp_md *)ctx) < need :
+			((struct __sk_buff *)ctx)->len < need;
+}
+
 static __always_inline void parse4(context_t *ctx, struct packet *p, struct flow4_key *key)
 {
 	struct iphdr *ip = packet_start(ctx) + link_header;
@@ -151,11 +165,11 @@ static __always_inline void parse4(context_t *ctx, struct packet *p, struct flow
 	__u32 length;
 	__u16 fragment;
 
-	p->kind = PACKET_ODD;
+	p->kind = PACKET_BROKEN;
 	if ((void *)(ip + 1) > packet_end(ctx) || ip->version != 4 || ip->ihl < 5)
 		return;
 	length = bpf_ntohs(ip->tot_len);
-	if (length < ip->ihl * 4 || (ip->ihl > 5 && source_routed(ctx)))
+	if (length < ip->ihl * 4 || cut_short(ctx, length) || (ip->ihl > 5 && source_routed(ctx)))
 		return;
 	ip = packet_start(ctx) + link_header;
 	if ((void *)(ip + 1) > packet_end(ctx))
@@ -173,8 +187,10 @@ static __always_inline void parse4(context_t *ctx, struct packet *p, struct flow
 		p->kind = PACKET_ICMP;
 		return;
 	}
-	if (!has_ports(ip->protocol))
+	if (!has_ports(ip->protocol)) {
+		p->kind = PACKET_OTHER;
 		return;
+	}
 	if (fragment & IP_OFFSET) {
 		p->kind = PACKET_LATER;
 		return;
@@ -242,12 +258,14 @@ static __always_inline void parse6(context_t *ctx, struct packet *p, struct flow
 	struct ports ports = {};
 	struct extensions e = { .l4 = link_header + sizeof(*ip) };
 
-	p->kind = PACKET_ODD;
+	p->kind = PACKET_BROKEN;
 	if ((void *)(ip + 1) > packet_end(ctx) || ip->version != 6)
 		return;
 	memcpy(&key->src, &ip->saddr, sizeof(key->src));
 	memcpy(&key->dst, &ip->daddr, sizeof(key->dst));
 	p->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	if (cut_short(ctx, p->length))
+		return;
 	p->ttl = ip->hop_limit;
 	p->dont_fragment = true;
 	e.next = ip->nexthdr;
@@ -260,8 +278,10 @@ static __always_inline void parse6(context_t *ctx, struct packet *p, struct flow
 		p->kind = PACKET_ICMP;
 		return;
 	}
-	if (!has_ports(e.next))
+	if (!has_ports(e.next)) {
+		p->kind = PACKET_OTHER;
 		return;
+	}
 	if (e.fragment & 0xfff8) {
 		p->kind = PACKET_LATER;
 		return;

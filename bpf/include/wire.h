@@ -367,7 +367,9 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 	__u8 proto;
 
 	parse(ctx, v6, &w->packet, &w->key);
-	if (w->packet.kind == PACKET_ODD || !config)
+	if (w->packet.kind == PACKET_BROKEN)
+		count(REASON_MALFORMED);
+	if (w->packet.kind <= PACKET_BROKEN || !config)
 		return ACT_PASS;
 	vip = maybe_vip(v6, &w->key);
 	if (w->packet.kind == PACKET_ICMP)
@@ -515,7 +517,7 @@ static __always_inline enum act outgoing(context_t *ctx, bool v6, struct passage
 	__u8 proto;
 
 	parse(ctx, v6, &w->packet, &w->key);
-	if (w->packet.kind == PACKET_ODD)
+	if (w->packet.kind <= PACKET_BROKEN)
 		return ACT_PASS;
 	if (w->packet.kind == PACKET_ICMP)
 		return error_out(ctx, w, v6);
