@@ -4,6 +4,7 @@ package maps
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"unsafe"
 
@@ -66,6 +67,19 @@ const (
 // id but say whose an address is.
 func IsAddressOwner(id uint32) bool {
 	return id == AddressOurs || id == AddressElsewhere || id == AddressPublished
+}
+
+// OwnerName names such a value.
+func OwnerName(id uint32) string {
+	switch id {
+	case AddressOurs:
+		return "ours"
+	case AddressElsewhere:
+		return "elsewhere"
+	case AddressPublished:
+		return "published"
+	}
+	return fmt.Sprintf("unknown (%#x)", id)
 }
 
 // MaxRange is the number of backends that a range word can count.

@@ -125,6 +125,8 @@ type Backend struct {
 type ServiceName struct {
 	Namespace, Name, Port string
 	Protocol, Family      uint8
+	// Type is the Service's, as the agent's model counts.
+	Type uint8
 }
 
 // Empty says what the range does without backends, or is empty itself.
@@ -171,7 +173,7 @@ func (r *resolver) damage(format string, args ...any) {
 func (r *resolver) readNames() error {
 	var err error
 	for id, v := range r.set.ServiceNames.All(&err) {
-		r.names[id] = ServiceName{String(v.Namespace[:]), String(v.Name[:]), String(v.Port[:]), v.Proto, v.Family}
+		r.names[id] = ServiceName{String(v.Namespace[:]), String(v.Name[:]), String(v.Port[:]), v.Proto, v.Family, v.Type}
 	}
 	return err
 }

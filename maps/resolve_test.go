@@ -90,7 +90,7 @@ func TestResolvingFollowsAFrontendToItsBackends(t *testing.T) {
 	}
 	web := r.Frontends[0]
 	if web.Addr.String() != "10.96.0.10:80" || web.Protocol != 6 || web.ID != 1 || web.Generation != 2 ||
-		web.Name != (ServiceName{"default", "web", "http", 6, 4}) || web.Affinity != 30 || !web.Guarded {
+		web.Name != (ServiceName{"default", "web", "http", 6, 4, 0}) || web.Affinity != 30 || !web.Guarded {
 		t.Errorf("frontend %+v", web)
 	}
 	if got := addrs(web.Internal); !slices.Equal(got, []string{"10.1.0.1:8080", "10.1.0.2:8080"}) {

@@ -290,7 +290,7 @@ func servicesFromTables(env *environment) (api.ServiceList, error) {
 	if err != nil {
 		return list, err
 	}
-	env.note("agent: not running; reading pinned tables (they know no headless or ExternalName Services, no selectors, ages or endpoints that are out; a LoadBalancer shows as what else it is)")
+	env.note("agent: not running; reading pinned tables (they know no headless or ExternalName Services, no selectors, ages or endpoints that are out)")
 	g := gathering{services: map[string]*api.Service{}, seen: map[member]bool{}}
 	for i := range r.Frontends {
 		g.add(&r.Frontends[i], r.Owners)
@@ -316,7 +316,7 @@ type member struct {
 func (g *gathering) service(n tables.ServiceName) *api.Service {
 	s := g.services[serviceOf(n)]
 	if s == nil {
-		s = &api.Service{Namespace: n.Namespace, Name: n.Name, Type: service.ClusterIP.String(), Ports: []api.Port{}, Endpoints: []api.Endpoint{}}
+		s = &api.Service{Namespace: n.Namespace, Name: n.Name, Type: service.Type(n.Type).String(), Ports: []api.Port{}, Endpoints: []api.Endpoint{}}
 		g.services[serviceOf(n)] = s
 	}
 	return s
@@ -327,10 +327,11 @@ func (g *gathering) add(f *tables.Frontend, owners map[netip.Addr]uint32) {
 	addr, port := f.Addr.Addr(), api.Port{Name: f.Name.Port, Port: f.Addr.Port(), Protocol: protocolName(f.Protocol)}
 	switch {
 	case addr.IsUnspecified():
-		s.Type = service.NodePort.String()
 		port.NodePort, port.Port = port.Port, 0
 	case owners[addr] == tables.AddressOurs:
 		s.ClusterIPs = addOnce(s.ClusterIPs, addr.String())
+	case f.Name.Type == uint8(service.LoadBalancer):
+		s.Ingress = addOnce(s.Ingress, addr.String())
 	default:
 		s.ExternalIPs = addOnce(s.ExternalIPs, addr.String())
 	}

@@ -111,6 +111,8 @@ type Backend struct {
 // until the next Apply: readers copy what they keep.
 type Port struct {
 	ID PortID
+	// Type is the Service's, for people: nothing is decided by it.
+	Type service.Type
 	// Frontends, like SourceRanges, is replaced and never changed in place: it
 	// may be kept.
 	Frontends []Frontend

@@ -58,8 +58,8 @@ func (c *Compiler) reshapeFamily(s *serviceState, before []*portState, family se
 		if p == nil {
 			continue // a port that the object names twice
 		}
-		if p.Affinity != obj.Affinity || !slices.Equal(p.SourceRanges, sources) {
-			p.Affinity, p.SourceRanges = obj.Affinity, sources
+		if p.Type != obj.Type || p.Affinity != obj.Affinity || !slices.Equal(p.SourceRanges, sources) {
+			p.Type, p.Affinity, p.SourceRanges = obj.Type, obj.Affinity, sources
 			p.all = true
 		}
 		wanted := frontendsOf(c.scratch.frontends[:0], obj, sp, family, sources != nil)

@@ -17,6 +17,7 @@ import (
 // after the first Apply belongs to nobody.
 type found struct {
 	ports     map[compile.PortID]uint32
+	types     map[uint32]service.Type // by service port
 	frontends map[compile.FrontendKey]uint32
 	owners    map[netip.Addr]uint32
 	backends  map[uint32]map[netip.AddrPort]foundBackend // by service port
@@ -51,6 +52,7 @@ func (f *found) backend(port uint32, addr netip.AddrPort) (id, generation uint32
 func (r *Reconciler) readTables() (*found, error) {
 	f := &found{
 		ports:     map[compile.PortID]uint32{},
+		types:     map[uint32]service.Type{},
 		frontends: map[compile.FrontendKey]uint32{},
 		owners:    map[netip.Addr]uint32{},
 		backends:  map[uint32]map[netip.AddrPort]foundBackend{},
@@ -70,6 +72,7 @@ func (r *Reconciler) readNames(f *found) error {
 			Port:     maps.String(v.Port[:]),
 			Protocol: service.Protocol(v.Proto), Family: service.Family(v.Family),
 		}] = id
+		f.types[id] = service.Type(v.Type)
 		r.portIDs.next = max(r.portIDs.next, id+1)
 	}
 	return err

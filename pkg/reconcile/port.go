@@ -43,6 +43,7 @@ func (t *transaction) stage(c *compile.Change) error {
 	if err := t.stageSlots(p, c.Port); err != nil {
 		return err
 	}
+	t.stageName(p, c.Port.Type)
 	p.refuse, p.affinity = c.Port.Refuse, c.Port.Affinity
 	return t.stageFrontends(p, c.Port)
 }
@@ -51,22 +52,31 @@ func (t *transaction) newPort(id compile.PortID) (*port, error) {
 	p := &carve(&t.r.slabs.ports, 1)[0]
 	p.compiled = id
 	if known, ok := t.r.found.port(id); ok {
-		p.id = known
+		p.id, p.kind, p.named = known, t.r.found.types[known], true
 	} else {
 		fresh, err := t.r.take(&t.r.portIDs, maps.ServiceNames)
 		if err != nil {
 			return nil, err
 		}
 		p.id = fresh
-		t.names = append(t.names, fresh)
-		t.nameValues = append(t.nameValues, nameOf(id))
 	}
 	t.r.ports[id] = p
 	return p, nil
 }
 
-func nameOf(id compile.PortID) bpf.LbServiceName {
-	v := bpf.LbServiceName{Proto: uint8(id.Protocol), Family: uint8(id.Family)}
+// stageName has the name of a service port written if it is new, or its Service
+// of another type than before.
+func (t *transaction) stageName(p *port, kind service.Type) {
+	if p.named && p.kind == kind {
+		return
+	}
+	p.named, p.kind = true, kind
+	t.names = append(t.names, p.id)
+	t.nameValues = append(t.nameValues, nameOf(p.compiled, kind))
+}
+
+func nameOf(id compile.PortID, kind service.Type) bpf.LbServiceName {
+	v := bpf.LbServiceName{Proto: uint8(id.Protocol), Family: uint8(id.Family), Type: uint8(kind)}
 	maps.PutString(v.Namespace[:], id.Service.Namespace)
 	maps.PutString(v.Name[:], id.Service.Name)
 	maps.PutString(v.Port[:], id.Port)

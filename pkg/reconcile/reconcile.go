@@ -25,6 +25,7 @@ import (
 
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/service"
 )
 
 // Config is what a reconciler works with.
@@ -79,6 +80,8 @@ type Reconciler struct {
 type port struct {
 	id       uint32
 	compiled compile.PortID
+	kind     service.Type // as its name says
+	named    bool         // its name is in the table, or about to be
 
 	// words are the slot words of the backends by position, as in compile.Port;
 	// 0 is a hole. All else about a backend is looked up in the table.
