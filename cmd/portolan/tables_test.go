@@ -15,6 +15,7 @@ import (
 	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/api"
+	"portolan.dev/portolan/pkg/service"
 )
 
 // dataplane leaves programs and tables as a dead agent leaves them:
@@ -75,6 +76,9 @@ func fill(t *testing.T, s *maps.Set) {
 		maps.PutString(name.Namespace[:], "default")
 		maps.PutString(name.Name[:], n[0])
 		maps.PutString(name.Port[:], n[1])
+		if n[0] == "web" {
+			name.Type = uint8(service.NodePort)
+		}
 		must(t, s.ServiceNames.Put(id, name))
 	}
 	must(t, s.Frontends4.Put(maps.Frontend4Key(netip.MustParseAddrPort("10.96.0.10:80"), 6), 1))
@@ -105,6 +109,7 @@ func matching() *objects {
 			{Address: "[fd00::10]:53", Protocol: "UDP", Service: "default/dns", Internal: refused, External: refused},
 		},
 		NodeAddrs: []string{"127.0.0.1"}, ServiceCIDRs: []string{"10.96.0.0/12"},
+		Owners: []string{"10.96.0.10 ours", "fd00::10 ours"},
 	}
 	return o
 }
@@ -188,6 +193,8 @@ func TestEveryDifferenceIsNamed(t *testing.T) {
 	o.tables.Frontends[2].External.Empty = maps.EmptyDrop
 	o.tables.Frontends = append(o.tables.Frontends, api.Frontend{Address: "10.96.0.99:80", Protocol: "TCP", Service: "default/gone"})
 	must(t, set.Frontends4.Put(maps.Frontend4Key(netip.MustParseAddrPort("10.96.0.10:81"), 6), 1))
+	must(t, set.Frontends4.Delete(maps.Frontend4Key(netip.MustParseAddrPort("10.96.0.10:0"), 0)))
+	must(t, set.Frontends4.Put(maps.Frontend4Key(netip.MustParseAddrPort("203.0.113.9:0"), 0), maps.AddressPublished))
 	must(t, os.Remove(filepath.Join(c.bpffs, "links", "connect4")))
 	c.agent(o)
 	out, _ := c.run(exitFinding, "verify")

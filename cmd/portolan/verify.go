@@ -145,7 +145,10 @@ func differences(want *api.Tables, have *maps.Resolved) []string {
 	for key, f := range index {
 		out = append(out, fmt.Sprintf("frontend %s of %s/%s: in the kernel only", key, f.Name.Namespace, f.Name.Name))
 	}
-	var addrs, cidrs []string
+	var addrs, cidrs, owners []string
+	for addr, id := range have.Owners {
+		owners = append(owners, addr.String()+" "+maps.OwnerName(id))
+	}
 	for addr := range have.NodeAddrs {
 		addrs = append(addrs, addr.String())
 	}
@@ -153,6 +156,7 @@ func differences(want *api.Tables, have *maps.Resolved) []string {
 		cidrs = append(cidrs, c.String())
 	}
 	out = append(out, onlyInOne("node address", want.NodeAddrs, addrs)...)
+	out = append(out, onlyInOne("owner of", want.Owners, owners)...)
 	out = append(out, onlyInOne("service CIDR", usedCIDRs(want.ServiceCIDRs), cidrs)...)
 	slices.Sort(out)
 	return out

@@ -144,7 +144,7 @@ func texts(addrs []netip.Addr) []string {
 func (a *Agent) Tables() api.Tables {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	t := api.Tables{Meta: api.Meta{APIVersion: api.Version, Kind: "Tables"}, Frontends: []api.Frontend{}, NodeAddrs: []string{}, ServiceCIDRs: []string{}}
+	t := api.Tables{Meta: api.Meta{APIVersion: api.Version, Kind: "Tables"}, Frontends: []api.Frontend{}, NodeAddrs: []string{}, ServiceCIDRs: []string{}, Owners: []string{}}
 	for p := range a.compiler.Ports() {
 		t.Frontends = append(t.Frontends, frontendsOf(p)...)
 	}
@@ -155,8 +155,41 @@ func (a *Agent) Tables() api.Tables {
 	for _, c := range n.ServiceCIDRs {
 		t.ServiceCIDRs = append(t.ServiceCIDRs, c.String())
 	}
+	t.Owners = a.owners(n.NodePortAddrs)
 	slices.Sort(t.NodeAddrs)
 	return t
+}
+
+// owners tells what the addresses of all frontends are, from what was compiled
+// alone: portolan verify compares it with what was written.
+func (a *Agent) owners(node map[netip.Addr]bool) []string {
+	owner := map[netip.Addr]uint32{}
+	for p := range a.compiler.Ports() {
+		for _, f := range p.Frontends {
+			addr := f.Addr.Addr()
+			value := maps.AddressPublished
+			switch _, local := node[addr]; {
+			case f.Kind == compile.NodePort:
+				continue
+			case f.Kind == compile.Elsewhere:
+				value = maps.AddressElsewhere
+			case f.Kind == compile.ClusterIP:
+				value = maps.AddressOurs
+			case local:
+				continue
+			}
+			// Who has an address for more than publishing it comes first.
+			if have, ok := owner[addr]; !ok || have == maps.AddressPublished || value == maps.AddressElsewhere {
+				owner[addr] = value
+			}
+		}
+	}
+	out := make([]string, 0, len(owner))
+	for addr, value := range owner {
+		out = append(out, addr.String()+" "+maps.OwnerName(value))
+	}
+	slices.Sort(out)
+	return out
 }
 
 func frontendsOf(p *compile.Port) []api.Frontend {

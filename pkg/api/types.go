@@ -132,6 +132,10 @@ type Tables struct {
 	Frontends    []Frontend `json:"frontends"`
 	NodeAddrs    []string   `json:"nodeAddresses"`
 	ServiceCIDRs []string   `json:"serviceCIDRs"`
+	// Owners say what other ports of an address are: "10.96.0.10 ours",
+	// "elsewhere" (another proxy's), or "published" (a load balancer or external
+	// address that no node has).
+	Owners []string `json:"owners"`
 }
 
 // Frontend is one frontend and what it leads to. Backends are sorted.
