@@ -24,6 +24,7 @@ import (
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/config"
+	"portolan.dev/portolan/pkg/health"
 	"portolan.dev/portolan/pkg/node"
 	"portolan.dev/portolan/pkg/reconcile"
 	"portolan.dev/portolan/pkg/service"
@@ -70,10 +71,12 @@ type Agent struct {
 	waiting     time.Time // since when a batch has been waiting; zero: none
 	changes     uint64
 	missing     []string // optional features of the kernel, and what that means
+	checks      *health.Checks
 
-	nodeChanged chan struct{}
-	sweep       chan struct{}
-	diary       diary
+	nodeChanged   chan struct{}
+	sweep         chan struct{}
+	checksChanged chan struct{}
+	diary         diary
 }
 
 // retryAfter is how long a service port that could not be written waits.
@@ -95,6 +98,7 @@ func New(cfg Config) (*Agent, error) {
 		nodeChanged: make(chan struct{}, 1),
 		sweep:       make(chan struct{}, 1),
 		diary:       diary{log: cfg.Logger},
+		checks:      health.NewChecks(), checksChanged: make(chan struct{}, 1),
 	}
 	for _, f := range loader.Features() {
 		if !f.Required && f.Probe() != nil {
@@ -139,7 +143,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	updates := make(chan source.Update)
-	failed := make(chan error, 6)
+	failed := make(chan error, 8)
 	var running sync.WaitGroup
 	start := func(name string, run func(context.Context) error) {
 		running.Go(func() {
@@ -156,6 +160,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("recycle", a.reconciler.Recycle)
 	start("close stale sockets", a.closeStale)
 	start("sweep flows", a.sweepFlows)
+	start("health checks", a.answerChecks)
 	start("api", a.serve)
 	err := a.loop(ctx, updates, failed)
 	stop()
@@ -276,6 +281,7 @@ func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time
 		}
 		a.diary.write(a.compiler, changes, first, time.Since(begin))
 	}
+	a.noteChecks(u, changes)
 	a.noteProblems(u)
 	if generation := a.compiler.ProblemsGeneration(); generation != a.problems.compiled {
 		a.problems.compiled = generation

@@ -37,6 +37,7 @@ func (a *Agent) readNode() {
 func (a *Agent) applyNode() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	notify(a.checksChanged)
 	if err := a.reconciler.ApplyNode(a.nodeTables()); err != nil {
 		return err
 	}

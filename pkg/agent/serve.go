@@ -66,24 +66,26 @@ func (a *Agent) listen(ctx context.Context, flag, addr string, handler http.Hand
 	}
 }
 
-// health is the body of /healthz, /livez and /readyz, with kube-proxy's names.
-type health struct {
+// healthBody is the body of /healthz, /livez and /readyz, with kube-proxy's names.
+type healthBody struct {
 	LastUpdated time.Time `json:"lastUpdated"`
 	CurrentTime time.Time `json:"currentTime"`
 	Healthy     bool      `json:"healthy"`
 }
 
+// alive tells whether changes reach the tables, and when they last did.
+func (a *Agent) alive() (time.Time, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	if !a.waiting.IsZero() && now.Sub(a.waiting) > staleAfter {
+		return a.waiting, false
+	}
+	return now, true
+}
+
 func (a *Agent) healthHandler() http.Handler {
 	mux := http.NewServeMux()
-	alive := func() (time.Time, bool) {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		now := time.Now()
-		if !a.waiting.IsZero() && now.Sub(a.waiting) > staleAfter {
-			return a.waiting, false
-		}
-		return now, true
-	}
 	answer := func(w http.ResponseWriter, updated time.Time, healthy bool) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -91,14 +93,14 @@ func (a *Agent) healthHandler() http.Handler {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		// The peer may have gone: nobody is left to be told.
-		_ = json.NewEncoder(w).Encode(health{updated, time.Now(), healthy})
+		_ = json.NewEncoder(w).Encode(healthBody{updated, time.Now(), healthy})
 	}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		updated, ok := alive()
+		updated, ok := a.alive()
 		answer(w, updated, ok)
 	})
 	ready := func(w http.ResponseWriter, _ *http.Request) {
-		updated, ok := alive()
+		updated, ok := a.alive()
 		a.mu.Lock()
 		synced := a.synced
 		a.mu.Unlock()

@@ -246,4 +246,5 @@ const (
 	ReasonNotWritten      = "not-written" // the agent could not do it and tries again
 	ReasonDevice          = "device"      // a device is not served as asked
 	ReasonForwarding      = "forwarding"  // the kernel is told not to forward
+	ReasonHealthPort      = "health-port" // a health check cannot be answered
 )
