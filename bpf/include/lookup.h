@@ -44,12 +44,19 @@ static __always_inline __u32 *lookup_key(const struct tuple *t,
 					 __be16 port, __u8 proto)
 {
 	if (t->v6) {
-		struct frontend6_key key = { .addr = *addr, .port = port, .proto = proto };
+		struct frontend6_key key;
 
+		/* Written as it is read by the hash, a word at a time: a processor
+		 * cannot forward bytes to a wider load, and waits.
+		 */
+		key.addr = *addr;
+		*(volatile __u32 *)&key.port = port | (__u32)proto << 16;
 		return bpf_map_lookup_elem(&frontends6, &key);
 	}
-	struct frontend4_key key = { .addr = addr->w[3], .port = port, .proto = proto };
+	struct frontend4_key key;
 
+	*(volatile __u32 *)&key.addr = addr->w[3];
+	*(volatile __u32 *)&key.port = port | (__u32)proto << 16;
 	return bpf_map_lookup_elem(&frontends4, &key);
 }
 

@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	rounds = 30
-	block  = 10_000
+	rounds = 60
+	pairs  = 600
+	block  = 500 // connects that are timed at once
+	lives  = 10_000
 )
 
 // target is an address as connect(2) takes it.
@@ -24,35 +26,73 @@ func target(addr netip.Addr, port uint16) unix.RawSockaddrInet4 {
 	return unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: addr.As4(), Port: port>>8 | port<<8}
 }
 
-// connected measures connects of a fresh socket. A socket belongs to the cgroup that
-// its process was in when it was made: each setting needs its own.
-func connected(targets []unix.RawSockaddrInet4) func() (float64, error) {
-	return func() (float64, error) {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return 0, err
-		}
-		defer unix.Close(fd)
-		return connectAll(fd, targets)
-	}
+// side is one of two things that are compared: a socket, which belongs to the
+// cgroup that its process was in when it was made, and where it connects to.
+type side struct {
+	fd      int
+	targets []unix.RawSockaddrInet4
+	next    int
 }
 
-// connectAll connects one socket to the targets in turn and returns ns a call.
-func connectAll(fd int, targets []unix.RawSockaddrInet4) (float64, error) {
+func newSide(targets []unix.RawSockaddrInet4) (*side, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open socket: %w", err)
+	}
+	s := &side{fd: fd, targets: targets}
+	for range max(1, len(targets)/block) { // warm
+		if _, err := s.connect(); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *side) close() { _ = unix.Close(s.fd) }
+
+// connect connects to the next block of targets in turn and returns ns a call.
+func (s *side) connect() (float64, error) {
 	begin := time.Now()
-	for i := range block {
-		to := &targets[i%len(targets)]
-		if _, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(to)), unix.SizeofSockaddrInet4); errno != 0 {
+	at := s.next
+	for range block {
+		to := &s.targets[at]
+		if at++; at == len(s.targets) {
+			at = 0
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(s.fd), uintptr(unsafe.Pointer(to)), unix.SizeofSockaddrInet4); errno != 0 {
 			return 0, fmt.Errorf("connect: %w", errno)
 		}
 	}
+	s.next = at
 	return float64(time.Since(begin).Nanoseconds()) / block, nil
+}
+
+// pair is what a comparison gave: the median of the base, and of the ratios of
+// neighbouring blocks. Neighbours have the same weather: a busy machine moves
+// both.
+type pair struct{ base, ratio float64 }
+
+// compare times blocks of a and b in the order a b b a.
+func compare(a, base *side) (pair, error) {
+	var bases, ratios []float64
+	for range pairs {
+		var ns [4]float64
+		for i, s := range []*side{a, base, base, a} {
+			var err error
+			if ns[i], err = s.connect(); err != nil {
+				return pair{}, err
+			}
+		}
+		bases = append(bases, (ns[1]+ns[2])/2)
+		ratios = append(ratios, (ns[0]+ns[3])/(ns[1]+ns[2]))
+	}
+	return pair{median(bases), median(ratios)}, nil
 }
 
 // sockets opens, connects and closes sockets and returns ns a socket.
 func sockets(targets []unix.RawSockaddrInet4) (float64, error) {
 	begin := time.Now()
-	for range block {
+	for range lives {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return 0, err
@@ -64,7 +104,7 @@ func sockets(targets []unix.RawSockaddrInet4) (float64, error) {
 			return 0, err
 		}
 	}
-	return float64(time.Since(begin).Nanoseconds()) / block, nil
+	return float64(time.Since(begin).Nanoseconds()) / lives, nil
 }
 
 func emptyProgram() (*ebpf.Program, error) {
@@ -72,9 +112,8 @@ func emptyProgram() (*ebpf.Program, error) {
 		Instructions: asm.Instructions{asm.LoadImm(asm.R0, 1, asm.DWord), asm.Return()}})
 }
 
-// connects measures UDP connect() with Portolan, with the hook merely on, with
-// an empty program, alternating: the process moves between cgroups, so that
-// tables are made once.
+// connects measures UDP connect() with Portolan beside the same connects of a
+// socket whose cgroup has no program, and beside an empty program.
 func connects(p *bed) ([]figure, error) {
 	d, err := newDataplane(p)
 	if err != nil {
@@ -91,67 +130,109 @@ func connects(p *bed) ([]figure, error) {
 		directs = append(directs, target(endpoint(i, 0), 8080))
 		vips = append(vips, target(vip(i), 80))
 	}
-	times := map[string][]float64{}
-	sample := func(name string, f func() (float64, error)) error {
-		if _, err := f(); err != nil { // warm
-			return err
+	var figures []figure
+	for _, c := range []struct {
+		what         string
+		to, baseline []unix.RawSockaddrInet4
+		base         string
+		bar          float64
+	}{
+		{"to an address of no Service", direct, direct, "no program", 1.04},
+		{"to a VIP, warm", vips[:1], direct, "no program", 1.12},
+		{"cycling over 10,000 VIPs", vips, directs, "no program, cycling", 2.5},
+	} {
+		got, err := against(p, c.to, c.baseline)
+		if err != nil {
+			return nil, err
 		}
-		ns, err := f()
-		times[name] = append(times[name], ns)
-		return err
+		figures = append(figures, figure{"UDP connect() " + c.what, got.ratio, "ratio", c.base + ", ns", got.base, c.bar, got.ratio <= c.bar})
 	}
-	life := func() (float64, error) { return sockets(direct) }
-	empty, err := emptyProgram()
+	empty, err := throughEmpty(p, direct)
 	if err != nil {
 		return nil, err
 	}
-	for range rounds {
-		for _, step := range []struct {
-			name string
-			f    func() (float64, error)
-		}{{"no Service", connected(direct)}, {"warm", connected(vips[:1])}, {"cycling", connected(vips)}, {"life", life}} {
-			if err := sample(step.name, step.f); err != nil {
-				return nil, err
-			}
-		}
-		if err := p.outside(func() error {
-			if err := sample("hook on", connected(direct)); err != nil {
-				return err
-			}
-			if err := sample("hook on, cycling", connected(directs)); err != nil {
-				return err
-			}
-			if err := sample("hook on, life", life); err != nil {
-				return err
-			}
-			l, err := link.AttachCgroup(link.CgroupOptions{Path: p.sibling, Attach: ebpf.AttachCGroupInet4Connect, Program: empty})
-			if err != nil {
-				return err
-			}
-			defer l.Close()
-			return sample("empty program", connected(direct))
-		}); err != nil {
-			return nil, err
-		}
-	}
-	return connectFigures(times), nil
+	life, err := socketLives(p, direct)
+	return append(figures, empty, life), err
 }
 
-func connectFigures(times map[string][]float64) []figure {
-	m := map[string]float64{}
-	for name, v := range times {
-		m[name] = median(v)
+// against compares connects here with those of a socket made outside.
+func against(p *bed, to, baseline []unix.RawSockaddrInet4) (pair, error) {
+	here, err := newSide(to)
+	if err != nil {
+		return pair{}, err
 	}
-	ratio := func(what, name, base string, bar float64) figure {
-		value := m[name] / m[base]
-		return figure{"UDP connect() " + what, value, "ratio", base + ", ns", m[base], bar, value <= bar}
+	defer here.close()
+	there, err := p.socketIn(p.sibling, baseline)
+	if err != nil {
+		return pair{}, err
 	}
-	plus := m["life"] - m["hook on, life"]
-	return []figure{
-		ratio("through an empty program", "empty program", "hook on", 0),
-		ratio("to an address of no Service", "no Service", "hook on", 1.04),
-		ratio("to a VIP, warm", "warm", "hook on", 1.12),
-		ratio("cycling over 10,000 VIPs", "cycling", "hook on, cycling", 2.5),
-		{"socket + connect + close, no Service: added", plus, "ns", "hook on, ns", m["hook on, life"], 30, plus <= 30},
+	defer there.close()
+	return compare(here, there)
+}
+
+// socketIn makes a socket that belongs to a cgroup.
+func (p *bed) socketIn(cgroup string, targets []unix.RawSockaddrInet4) (*side, error) {
+	var s *side
+	err := p.in(cgroup, func() (err error) {
+		s, err = newSide(targets)
+		return err
+	})
+	return s, err
+}
+
+// throughEmpty is what any program at the hook costs, though it does nothing:
+// the floor of the other ratios.
+func throughEmpty(p *bed, direct []unix.RawSockaddrInet4) (figure, error) {
+	program, err := emptyProgram()
+	if err != nil {
+		return figure{}, err
 	}
+	defer program.Close()
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: p.empty, Attach: ebpf.AttachCGroupInet4Connect, Program: program})
+	if err != nil {
+		return figure{}, err
+	}
+	defer l.Close()
+	through, err := p.socketIn(p.empty, direct)
+	if err != nil {
+		return figure{}, err
+	}
+	defer through.close()
+	bare, err := p.socketIn(p.sibling, direct)
+	if err != nil {
+		return figure{}, err
+	}
+	defer bare.close()
+	got, err := compare(through, bare)
+	return figure{"UDP connect() through an empty program", got.ratio, "ratio", "no program, ns", got.base, 0, true}, err
+}
+
+// socketLives is what Portolan adds to the life of a socket that is no business
+// of it: the median of neighbours' differences.
+func socketLives(p *bed, direct []unix.RawSockaddrInet4) (figure, error) {
+	var bases, differences []float64
+	for range rounds {
+		var with, without [2]float64
+		var err error
+		if with[0], err = sockets(direct); err != nil {
+			return figure{}, err
+		}
+		if err := p.in(p.sibling, func() error {
+			for i := range without {
+				if without[i], err = sockets(direct); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return figure{}, err
+		}
+		if with[1], err = sockets(direct); err != nil {
+			return figure{}, err
+		}
+		bases = append(bases, (without[0]+without[1])/2)
+		differences = append(differences, (with[0]+with[1]-without[0]-without[1])/2)
+	}
+	plus := median(differences)
+	return figure{"socket + connect + close, no Service: added", plus, "ns", "no program, ns", median(bases), 30, plus <= 30}, nil
 }

@@ -37,14 +37,15 @@ type figure struct {
 
 func main() {
 	out := flag.String("json", "build/bench.json", "write the figures to `FILE`")
+	only := flag.String("only", "", "measure the groups with these `NAMES` only: tables, connects, flows, hammer, wire")
 	flag.Parse()
-	if err := run(*out); err != nil {
+	if err := run(*out, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
 }
 
-func run(out string) error {
+func run(out, only string) error {
 	runtime.LockOSThread()
 	quiet()
 	place, err := newBed()
@@ -53,8 +54,14 @@ func run(out string) error {
 	}
 	defer place.remove()
 	var figures []figure
-	for _, measure := range []func(*bed) ([]figure, error){tables, connects, flows, hammer, wire} {
-		some, err := measure(place)
+	for _, group := range []struct {
+		name    string
+		measure func(*bed) ([]figure, error)
+	}{{"tables", tables}, {"connects", connects}, {"flows", flows}, {"hammer", hammer}, {"wire", wire}} {
+		if only != "" && !strings.Contains(only, group.name) {
+			continue
+		}
+		some, err := group.measure(place)
 		if err != nil {
 			return err
 		}
@@ -98,7 +105,7 @@ func print(figures []figure) {
 	// The terminal may have gone.
 	_ = w.Flush()
 	fmt.Println(`
-"hook on" is the same call in a cgroup without a program, while some connect program is attached elsewhere on the
+"no program" is the same call in a cgroup without a program, while some connect program is attached elsewhere on the
 machine, as on hardly any machine none is: from then on the kernel takes a lock in every UDP connect.`)
 }
 
@@ -117,10 +124,10 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// bed is where a run takes place: a cgroup with the process in it, a sibling
-// cgroup, and a directory of pins.
+// bed is where a run takes place: a cgroup with the process in it, one without
+// programs, one for the empty program, and a directory of pins.
 type bed struct {
-	mount, cgroup, sibling, pins string
+	mount, cgroup, sibling, empty, pins string
 }
 
 func newBed() (*bed, error) {
@@ -129,8 +136,9 @@ func newBed() (*bed, error) {
 		return nil, err
 	}
 	name := fmt.Sprintf("portolan-bench-%d", os.Getpid())
-	p := &bed{mount: mount, cgroup: filepath.Join(mount, name), sibling: filepath.Join(mount, name+"-other"), pins: filepath.Join("/sys/fs/bpf", name)}
-	for _, dir := range []string{p.cgroup, p.sibling} {
+	p := &bed{mount: mount, cgroup: filepath.Join(mount, name), sibling: filepath.Join(mount, name+"-other"),
+		empty: filepath.Join(mount, name+"-empty"), pins: filepath.Join("/sys/fs/bpf", name)}
+	for _, dir := range []string{p.cgroup, p.sibling, p.empty} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return nil, err
 		}
@@ -141,7 +149,7 @@ func newBed() (*bed, error) {
 func (p *bed) remove() {
 	for _, err := range []error{
 		os.WriteFile(filepath.Join(p.mount, "cgroup.procs"), []byte("0"), 0),
-		os.Remove(p.cgroup), os.Remove(p.sibling), p.clean(),
+		os.Remove(p.cgroup), os.Remove(p.sibling), os.Remove(p.empty), p.clean(),
 	} {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "bench: clean up:", err)
@@ -149,10 +157,9 @@ func (p *bed) remove() {
 	}
 }
 
-// outside runs f with the process in the sibling cgroup, which no program of
-// ours serves.
-func (p *bed) outside(f func() error) error {
-	if err := os.WriteFile(filepath.Join(p.sibling, "cgroup.procs"), []byte("0"), 0); err != nil {
+// in runs f with the process in another cgroup.
+func (p *bed) in(cgroup string, f func() error) error {
+	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
 		return err
 	}
 	err := f()
