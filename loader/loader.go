@@ -57,6 +57,7 @@ type Loader struct {
 	cookie   uint64 // of the agent's network namespace
 	types    *btf.Spec
 	links    map[string]link.Link
+	attached map[string]ebpf.ProgramID // by hook
 	closeUDP *ebpf.Program
 
 	tables  *maps.Set // of the last Attach
@@ -103,7 +104,7 @@ func Open(cfg Config) (*Loader, error) {
 		return nil, err
 	}
 	return &Loader{cfg: cfg, lock: lock, cgroup: cgroup, cookie: cookie, types: types,
-		links: map[string]link.Link{}, wire: map[variant]*wirePrograms{}, devices: map[int]*wireDevice{}}, nil
+		links: map[string]link.Link{}, attached: map[string]ebpf.ProgramID{}, wire: map[variant]*wirePrograms{}, devices: map[int]*wireDevice{}}, nil
 }
 
 // CgroupRoot is the cgroup directory whose sockets are served.
@@ -213,7 +214,11 @@ func (l *Loader) Attach(set *maps.Set) error {
 		return err
 	}
 	for _, hook := range hooks {
-		if err := l.attach(hook, programs["portolan_"+hook]); err != nil {
+		program := programs["portolan_"+hook]
+		if err := l.attach(hook, program); err != nil {
+			return err
+		}
+		if l.attached[hook], err = programID(program); err != nil {
 			return err
 		}
 	}

@@ -71,6 +71,7 @@ type wireDevice struct {
 // program leaves no moment without one.
 type hookLink interface {
 	Update(*ebpf.Program) error
+	running() (ebpf.ProgramID, error)
 	Detach() error
 	Close() error
 }
