@@ -3,13 +3,20 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
+	"portolan.dev/portolan/loader"
+	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -38,6 +45,7 @@ spec:
   externalTrafficPolicy: Local
   healthCheckNodePort: %d
   ports: [{name: http, port: 80, nodePort: 30081}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.10}, {ip: "2001:db8:1b::10"}]}}
 ---
 `, healthPort)
 }
@@ -124,4 +132,98 @@ func TestABusyHealthPortIsNamedAndTakenLater(t *testing.T) {
 	if !strings.Contains(w.agent.Output(), "mended: "+named) {
 		t.Error("the log does not say that it is mended")
 	}
+}
+
+// report is the body of an answer about the proxy.
+type report struct {
+	LastUpdated, CurrentTime time.Time
+	NodeEligible             *bool
+	Healthy                  bool
+	Status                   map[string]struct{ Healthy bool }
+	Reasons                  []string
+}
+
+func (a answer) report(t *testing.T) (r report) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(a.body), &r); err != nil {
+		t.Fatalf("%v: %s", err, a.body)
+	}
+	return r
+}
+
+const probes = "127.0.0.1:10256"
+
+func TestHealthzMindsTheNodeAndLivezDoesNot(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, nodeManifest+storeService(32100)+storeSlice("here"), "--healthz-bind-address", "0.0.0.0:10256")
+	for _, path := range []string{"/healthz", "/livez", "/readyz"} {
+		got := s.eventually(probes, path, 200)
+		r := got.report(t)
+		if !r.Healthy || !r.Status["IPv4"].Healthy || !r.Status["IPv6"].Healthy || r.LastUpdated.IsZero() || (r.NodeEligible != nil) != (path == "/healthz") {
+			t.Errorf("%s answers %s", path, got.body)
+		}
+	}
+	for _, c := range []struct {
+		node string
+		code int
+	}{
+		{"spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\n", 503},
+		{"spec: {unschedulable: true, taints: [{key: node.kubernetes.io/unschedulable, effect: NoSchedule}]}\n", 200},
+	} {
+		node := strings.Replace(nodeManifest, "status:\n", c.node+"status:\n", 1)
+		s.write("all.yaml", node+storeService(32100)+storeSlice("here"))
+		if r := s.eventually(probes, "/healthz", c.code).report(t); *r.NodeEligible != (c.code == 200) || !r.Healthy {
+			t.Errorf("with %s /healthz says %+v", c.node, r)
+		}
+		s.eventually(probes, "/livez", 200)
+		s.eventually("127.0.0.1:32100", "/", 200)
+	}
+}
+
+func TestADataplaneThatLosesAHookIsNotHealthy(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, nodeManifest+storeService(32100)+storeSlice("here"), "--healthz-bind-address", "0.0.0.0:10256")
+	s.eventually(probes, "/readyz", 200)
+	if err := os.Remove(filepath.Join(s.node.BPFFS(), "links", "connect6")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/livez", "/healthz", "/readyz"} {
+		r := s.eventually(probes, path, 503).report(t)
+		if r.Healthy || !r.Status["IPv4"].Healthy || r.Status["IPv6"].Healthy || len(r.Reasons) != 1 || !strings.Contains(r.Reasons[0], "cgroup/connect6: no link is pinned") {
+			t.Errorf("%s says %+v", path, r)
+		}
+	}
+	if got := s.eventually("127.0.0.1:32100", "/", 503); !strings.Contains(got.body, `"serviceProxyHealthy": false`) || !strings.Contains(got.body, `"localEndpoints": 1`) {
+		t.Errorf("the health check of a Service says %s", got.body)
+	}
+	// The mend that the message names.
+	if err := s.agent.Stop(10 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	s.start("--healthz-bind-address", "0.0.0.0:10256")
+	s.eventually(probes, "/readyz", 200)
+}
+
+func TestASelfTestPacketFindsAFrontendThatIsGone(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, nodeManifest+storeService(32100)+storeSlice("here"),
+		"--healthz-bind-address", "0.0.0.0:10256", "--xdp", "generic")
+	s.eventually(probes, "/readyz", 200)
+	set, err := maps.OpenPinned(loader.TableDir(s.node.BPFFS()), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	address := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.10"), 0)
+	if err := set.Frontends4.Delete(maps.Frontend4Key(address, 0)); err != nil {
+		t.Fatal(err)
+	}
+	r := s.eventually(probes, "/livez", 503).report(t)
+	if r.Status["IPv4"].Healthy || !r.Status["IPv6"].Healthy || len(r.Reasons) == 0 || !strings.Contains(r.Reasons[0], "203.0.113.10 is not among the frontends") {
+		t.Errorf("/livez says %+v", r)
+	}
+	if err := set.Frontends4.Put(maps.Frontend4Key(address, 0), maps.AddressPublished); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually(probes, "/livez", 200)
 }

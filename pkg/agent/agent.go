@@ -68,10 +68,10 @@ type Agent struct {
 	synced      bool
 	problems    problems
 	programming latencies
-	waiting     time.Time // since when a batch has been waiting; zero: none
 	changes     uint64
 	missing     []string // optional features of the kernel, and what that means
 	checks      *health.Checks
+	proxy       *health.Proxy
 
 	nodeChanged   chan struct{}
 	sweep         chan struct{}
@@ -123,6 +123,7 @@ func (a *Agent) prepare() error {
 	default:
 		a.log.Info("adopting the tables of an earlier agent", "bpffs-root", a.cfg.Options.BPFFSRoot)
 	}
+	a.proxy = health.NewProxy(adopted != nil && allAttached(a.cfg.Options.BPFFSRoot))
 	if a.barrier, err = maps.NewBarrier(); err != nil {
 		return err
 	}
@@ -161,6 +162,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("close stale sockets", a.closeStale)
 	start("sweep flows", a.sweepFlows)
 	start("health checks", a.answerChecks)
+	start("test dataplane", a.testDataplane)
 	start("api", a.serve)
 	err := a.loop(ctx, updates, failed)
 	stop()
@@ -174,6 +176,7 @@ func (a *Agent) take(ctx context.Context, updates chan<- source.Update) error {
 		if err != nil {
 			return err
 		}
+		a.proxy.Queue(time.Now())
 		select {
 		case updates <- u:
 		case <-ctx.Done():
@@ -213,6 +216,7 @@ func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <
 			a.log.Error("tables are not up to date, trying again", "error", err, "after", retryAfter)
 			retry.Reset(retryAfter)
 		}
+		a.noteProgress(err)
 		a.problems.set("tables", errorProblem(err))
 	}
 }
@@ -249,10 +253,11 @@ func (a *Agent) apply(u source.Update) error {
 		// free, and take a processor from it. A memory limit is obeyed still.
 		defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	}
-	a.waiting = begin
+	a.proxy.Begin(begin)
 	var errs []error
 	if u.Node != nil {
 		a.node = *u.Node
+		a.proxy.SetNode(a.node.Leaving)
 	}
 	if first || u.Node != nil || !equalPrefixes(u.ServiceCIDRs, a.cidrs) {
 		a.cidrs = u.ServiceCIDRs
@@ -263,7 +268,6 @@ func (a *Agent) apply(u source.Update) error {
 		errs = append(errs, a.reconciler.Apply(changes))
 	}
 	a.synced = true
-	a.waiting = time.Time{}
 	err := errors.Join(errs...)
 	if first && err == nil {
 		a.applyDevices()

@@ -5,13 +5,105 @@ package agent
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
+	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/health"
 	"portolan.dev/portolan/pkg/service"
 	"portolan.dev/portolan/pkg/source"
 )
+
+// allAttached tells whether what an earlier agent left translates sockets.
+func allAttached(root string) bool {
+	return !slices.ContainsFunc(loader.Attachments(root), func(x loader.Attachment) bool { return !x.Attached })
+}
+
+// noteProgress tells whoever asks for the agent's health how the tables stand
+// after a change, a retry, or a change of the node. A few service ports that
+// cannot be written are problems of theirs: if the node were called sick, all
+// nodes would be, and one Service would take all others down.
+func (a *Agent) noteProgress(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case !a.synced:
+	case err != nil && len(a.reconciler.Failed()) == 0:
+		a.proxy.Begin(time.Now())
+	default:
+		a.proxy.Update(time.Now())
+	}
+}
+
+// testEvery is how old the answer about the dataplane may be.
+const testEvery = 3 * time.Second
+
+// testDataplane looks whether the kernel does what it was told until ctx ends:
+// a health answer is about traffic, not about this process.
+func (a *Agent) testDataplane(ctx context.Context) error {
+	every := time.NewTicker(testEvery)
+	defer every.Stop()
+	var known echoes
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-every.C:
+		}
+		a.mu.Lock()
+		var found []loader.Fault
+		if a.synced {
+			found = a.loader.Faults(known.choose(a)...)
+		}
+		a.mu.Unlock()
+		faults := make([]health.Fault, 0, len(found))
+		var problems []service.Problem
+		for _, f := range found {
+			faults = append(faults, health.Fault{Family: service.Family(f.Family), Reason: f.Reason})
+			problems = append(problems, service.Problem{Object: "dataplane", Reason: service.ReasonDataplane, Message: f.Reason})
+		}
+		a.proxy.SetFaults(faults)
+		a.problems.set("dataplane", problems)
+	}
+}
+
+// echoes are the load balancer or external addresses that self-tests use, one
+// a family at most.
+type echoes struct {
+	changes uint64 // that were known of when chosen
+	chosen  []netip.Addr
+}
+
+// choose returns addresses that the tables should have as published. Compiled
+// ports are looked through after changes only. The caller holds the lock.
+func (e *echoes) choose(a *Agent) []netip.Addr {
+	if len(a.reconciler.Failed()) > 0 {
+		return nil // what is not written yet cannot be tested
+	}
+	if e.changes == a.changes && e.chosen != nil {
+		return e.chosen
+	}
+	e.changes, e.chosen = a.changes, []netip.Addr{}
+	local := map[netip.Addr]bool{}
+	for _, addr := range a.facts.Addrs {
+		local[addr] = true
+	}
+	have := map[bool]bool{}
+	for p := range a.compiler.Ports() {
+		for _, f := range p.Frontends {
+			addr := f.Addr.Addr()
+			if (f.Kind == compile.LoadBalancer || f.Kind == compile.ExternalIP) && !local[addr] && !have[addr.Is4()] {
+				have[addr.Is4()] = true
+				e.chosen = append(e.chosen, addr)
+			}
+		}
+		if len(have) == 2 {
+			break
+		}
+	}
+	return e.chosen
+}
 
 // checkAgain is how often a health check port that could not be had is tried
 // again: who holds it may end without anything else changing.
@@ -28,10 +120,7 @@ func (a *Agent) noteChecks(u source.Update, changes []compile.Change) {
 // answerChecks answers load balancers, on the addresses that serve NodePorts,
 // until ctx ends.
 func (a *Agent) answerChecks(ctx context.Context) error {
-	servers := health.NewServers(health.Config{Logger: a.log, Healthy: func() bool {
-		_, healthy := a.alive()
-		return healthy
-	}})
+	servers := health.NewServers(health.Config{Logger: a.log, Healthy: a.proxy.Healthy})
 	defer servers.Close()
 	again := time.NewTicker(checkAgain)
 	defer again.Stop()

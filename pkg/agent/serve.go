@@ -4,7 +4,6 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -15,22 +14,19 @@ import (
 	"portolan.dev/portolan/pkg/metrics"
 )
 
-// staleAfter is how long a change may wait before the agent calls itself sick,
-// as kube-proxy does.
-const staleAfter = time.Minute
-
 // serve answers operators: the portolan command on the socket, probes and
 // metrics on their addresses.
 func (a *Agent) serve(ctx context.Context) error {
 	failed := make(chan error, 3)
 	go func() { failed <- api.Serve(ctx, a.cfg.Options.Socket, api.Handler(a)) }()
 	if addr := a.cfg.Options.HealthzBindAddress; addr != "" {
-		go func() { failed <- a.listen(ctx, "healthz-bind-address", addr, a.healthHandler()) }()
+		go func() { failed <- a.listen(ctx, "healthz-bind-address", addr, a.proxy.Handler()) }()
 	}
 	if addr := a.cfg.Options.MetricsBindAddress; addr != "" {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", metrics.Handler(a))
-		mux.HandleFunc("GET /proxyMode", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "portolan") })
+		mux.Handle("GET /proxyMode", plain("portolan"))
+		mux.Handle("GET /healthz", plain("ok")) // of this server; the proxy's has a port of its own
 		go func() { failed <- a.listen(ctx, "metrics-bind-address", addr, mux) }()
 	}
 	select {
@@ -66,47 +62,10 @@ func (a *Agent) listen(ctx context.Context, flag, addr string, handler http.Hand
 	}
 }
 
-// healthBody is the body of /healthz, /livez and /readyz, with kube-proxy's names.
-type healthBody struct {
-	LastUpdated time.Time `json:"lastUpdated"`
-	CurrentTime time.Time `json:"currentTime"`
-	Healthy     bool      `json:"healthy"`
-}
-
-// alive tells whether changes reach the tables, and when they last did.
-func (a *Agent) alive() (time.Time, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	now := time.Now()
-	if !a.waiting.IsZero() && now.Sub(a.waiting) > staleAfter {
-		return a.waiting, false
-	}
-	return now, true
-}
-
-func (a *Agent) healthHandler() http.Handler {
-	mux := http.NewServeMux()
-	answer := func(w http.ResponseWriter, updated time.Time, healthy bool) {
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if !healthy {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		// The peer may have gone: nobody is left to be told.
-		_ = json.NewEncoder(w).Encode(healthBody{updated, time.Now(), healthy})
-	}
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		updated, ok := a.alive()
-		answer(w, updated, ok)
+// plain answers one word.
+func plain(text string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprint(w, text)
 	})
-	ready := func(w http.ResponseWriter, _ *http.Request) {
-		updated, ok := a.alive()
-		a.mu.Lock()
-		synced := a.synced
-		a.mu.Unlock()
-		answer(w, updated, ok && synced)
-	}
-	mux.HandleFunc("GET /readyz", ready)
-	mux.HandleFunc("GET /healthz", ready)
-	return mux
 }

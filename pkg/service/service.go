@@ -213,6 +213,9 @@ type Node struct {
 	// Addresses are the Node object's InternalIP addresses, then its
 	// ExternalIP ones; the first of each family is the primary address.
 	Addresses []netip.Addr
+	// Leaving says why load balancers should send no new connections to the
+	// node; empty: they should.
+	Leaving string
 }
 
 // Problem is something in the input that is not served as written. Nothing
@@ -247,4 +250,5 @@ const (
 	ReasonDevice          = "device"      // a device is not served as asked
 	ReasonForwarding      = "forwarding"  // the kernel is told not to forward
 	ReasonHealthPort      = "health-port" // a health check cannot be answered
+	ReasonDataplane       = "dataplane"   // the kernel does not do what it was told
 )

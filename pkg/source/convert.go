@@ -195,7 +195,7 @@ func interned(s string) string {
 // Node converts the Node object of this node.
 func (c *Converter) Node(obj *corev1.Node) (service.Node, []service.Problem) {
 	f := &faults{kind: "Node", name: obj.Name}
-	n := service.Node{Name: obj.Name, Zone: obj.Labels[corev1.LabelTopologyZone]}
+	n := service.Node{Name: obj.Name, Zone: obj.Labels[corev1.LabelTopologyZone], Leaving: leaving(obj)}
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
 		for i, a := range obj.Status.Addresses {
 			if a.Type != kind {
@@ -207,6 +207,24 @@ func (c *Converter) Node(obj *corev1.Node) (service.Node, []service.Problem) {
 		}
 	}
 	return n, f.all()
+}
+
+// taintToBeDeleted is what the cluster autoscaler puts on a node that it is
+// about to remove.
+const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
+
+// leaving says why a node should get no new connections. No other taint, and
+// no cordon, is a reason: those are about pods.
+func leaving(obj *corev1.Node) string {
+	if !obj.DeletionTimestamp.IsZero() {
+		return "the node is being deleted"
+	}
+	for i := range obj.Spec.Taints {
+		if obj.Spec.Taints[i].Key == taintToBeDeleted {
+			return "the node has the taint " + taintToBeDeleted
+		}
+	}
+	return ""
 }
 
 // ServiceCIDR converts a ServiceCIDR object.

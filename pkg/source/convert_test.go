@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
 	"portolan.dev/portolan/pkg/service"
@@ -137,4 +139,32 @@ func equal[T comparable](a, b []T) bool {
 		}
 	}
 	return true
+}
+
+func TestANodeThatIsAboutToGoSaysWhy(t *testing.T) {
+	taints := func(keys ...string) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+		for _, key := range keys {
+			n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: key})
+		}
+		return n
+	}
+	deleted := taints()
+	deleted.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+	cordoned := taints("node.kubernetes.io/unschedulable")
+	cordoned.Spec.Unschedulable = true
+	for _, c := range []struct {
+		node *corev1.Node
+		want string
+	}{
+		{taints(), ""},
+		{cordoned, ""},
+		{taints("node.kubernetes.io/not-ready"), ""},
+		{taints("a", "ToBeDeletedByClusterAutoscaler"), "the node has the taint ToBeDeletedByClusterAutoscaler"},
+		{deleted, "the node is being deleted"},
+	} {
+		if n, _ := (&Converter{}).Node(c.node); n.Leaving != c.want {
+			t.Errorf("node with taints %v: leaving because %q, want %q", c.node.Spec.Taints, n.Leaving, c.want)
+		}
+	}
 }
