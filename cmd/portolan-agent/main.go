@@ -18,6 +18,7 @@ import (
 
 	"portolan.dev/portolan/pkg/agent"
 	"portolan.dev/portolan/pkg/config"
+	"portolan.dev/portolan/pkg/metrics"
 	"portolan.dev/portolan/pkg/source/kube"
 	"portolan.dev/portolan/pkg/source/manifest"
 )
@@ -60,11 +61,12 @@ func run(c config.Config) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := logger(&c)
-	src, mode, err := newSource(&c, log)
+	recorder := metrics.NewRecorder()
+	src, mode, err := newSource(&c, log, recorder)
 	if err != nil {
 		return err
 	}
-	a, err := agent.New(agent.Config{Options: c, Source: src, Mode: mode, Version: version, Logger: log})
+	a, err := agent.New(agent.Config{Options: c, Source: src, Mode: mode, Version: version, Logger: log, Recorder: recorder})
 	if err != nil {
 		return err
 	}
@@ -75,7 +77,7 @@ func run(c config.Config) error {
 	return nil
 }
 
-func newSource(c *config.Config, log *slog.Logger) (agent.Source, string, error) {
+func newSource(c *config.Config, log *slog.Logger, requests kube.Requests) (agent.Source, string, error) {
 	if c.Manifests != "" {
 		s, err := manifest.New(manifest.Config{Dir: c.Manifests, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log})
 		return s, "manifests " + c.Manifests, err
@@ -84,7 +86,7 @@ func newSource(c *config.Config, log *slog.Logger) (agent.Source, string, error)
 	if c.Kubeconfig != "" {
 		mode = "kubeconfig " + c.Kubeconfig
 	}
-	s, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log})
+	s, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log, Requests: requests})
 	return s, mode, err
 }
 

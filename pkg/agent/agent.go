@@ -25,6 +25,7 @@ import (
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/config"
 	"portolan.dev/portolan/pkg/health"
+	"portolan.dev/portolan/pkg/metrics"
 	"portolan.dev/portolan/pkg/node"
 	"portolan.dev/portolan/pkg/reconcile"
 	"portolan.dev/portolan/pkg/service"
@@ -43,6 +44,8 @@ type Config struct {
 	Mode    string // "kubeconfig", "in-cluster" or "manifests", to be shown
 	Version string
 	Logger  *slog.Logger
+	// Recorder takes note of times; the source may use it, too.
+	Recorder *metrics.Recorder
 }
 
 // Agent is one dataplane's agent.
@@ -72,6 +75,7 @@ type Agent struct {
 	missing     []string // optional features of the kernel, and what that means
 	checks      *health.Checks
 	proxy       *health.Proxy
+	recorder    *metrics.Recorder
 
 	nodeChanged   chan struct{}
 	sweep         chan struct{}
@@ -99,6 +103,7 @@ func New(cfg Config) (*Agent, error) {
 		sweep:       make(chan struct{}, 1),
 		diary:       diary{log: cfg.Logger},
 		checks:      health.NewChecks(), checksChanged: make(chan struct{}, 1),
+		recorder: cfg.Recorder,
 	}
 	for _, f := range loader.Features() {
 		if !f.Required && f.Probe() != nil {
@@ -177,6 +182,7 @@ func (a *Agent) take(ctx context.Context, updates chan<- source.Update) error {
 			return err
 		}
 		a.proxy.Queue(time.Now())
+		a.recorder.Queued(len(u.Services), len(u.Slices), time.Now())
 		select {
 		case updates <- u:
 		case <-ctx.Done():
@@ -269,20 +275,20 @@ func (a *Agent) apply(u source.Update) error {
 	}
 	a.synced = true
 	err := errors.Join(errs...)
+	if err == nil {
+		a.measure(u, changes, begin, first)
+	}
 	if first && err == nil {
 		a.applyDevices()
 	}
-	a.afterwards(u, changes, begin, first, err)
+	a.afterwards(u, changes, begin, first)
 	return err
 }
 
 // afterwards is everything that can wait until the tables are right.
-func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time.Time, first bool, err error) {
+func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time.Time, first bool) {
 	if len(changes) > 0 {
 		a.changes += uint64(len(changes))
-		if err == nil && !first {
-			a.programming.add(time.Since(since(u.Triggered, begin)), time.Now())
-		}
 		a.diary.write(a.compiler, changes, first, time.Since(begin))
 	}
 	a.noteChecks(u, changes)

@@ -24,7 +24,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	}
 	if addr := a.cfg.Options.MetricsBindAddress; addr != "" {
 		mux := http.NewServeMux()
-		mux.Handle("GET /metrics", metrics.Handler(a))
+		mux.Handle("GET /metrics", metrics.Handler(a, a.recorder))
 		mux.Handle("GET /proxyMode", plain("portolan"))
 		mux.Handle("GET /healthz", plain("ok")) // of this server; the proxy's has a port of its own
 		go func() { failed <- a.listen(ctx, "metrics-bind-address", addr, mux) }()

@@ -73,7 +73,9 @@ func (a *Agent) sweepFlows(ctx context.Context) error {
 			return nil
 		case <-every.C:
 		}
+		begin := time.Now()
 		report, err := a.loader.Sweep()
+		a.recorder.Swept(time.Since(begin), report.Removed)
 		a.problems.set("sweep", errorProblem(err))
 		a.mu.Lock()
 		a.flows = report.Entries - report.Removed

@@ -176,6 +176,9 @@ type EndpointSlice struct {
 	// Ports name a number each; a port without name or number is left out.
 	Ports     []SlicePort
 	Endpoints []Endpoint
+	// ChangedAt is when the change of pods or of the Service that led to this
+	// state of the slice happened; zero: unknown. It is for measuring only.
+	ChangedAt time.Time
 }
 
 // ServiceName names the Service that the slice belongs to.

@@ -3,6 +3,8 @@
 package source
 
 import (
+	"time"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -35,6 +37,10 @@ func (c *Converter) EndpointSlice(obj *discoveryv1.EndpointSlice) (*service.Endp
 	default:
 		f.add(service.ReasonInvalidField, "addressType %q is none: its endpoints are not used; use IPv4 or IPv6", obj.AddressType)
 		return nil, f.all()
+	}
+	if text := obj.Annotations[corev1.EndpointsLastChangeTriggerTime]; text != "" {
+		// One that cannot be read leaves the time unknown.
+		s.ChangedAt, _ = time.Parse(time.RFC3339Nano, text)
 	}
 	f.slicePorts(s, obj.Ports)
 	s.Endpoints = make([]service.Endpoint, 0, len(obj.Endpoints))

@@ -132,3 +132,17 @@ func TestLabelsDecideWhatASliceIsFor(t *testing.T) {
 		t.Errorf("a slice of no Service is %+v, problems %v", s, problems)
 	}
 }
+
+func TestASliceTellsWhenItsChangeHappened(t *testing.T) {
+	for text, want := range map[string]string{
+		"2026-05-01T12:00:00.5Z": "2026-05-01 12:00:00.5 +0000 UTC",
+		"yesterday":              "0001-01-01 00:00:00 +0000 UTC",
+	} {
+		obj := sliceFrom(t, "addressType: IPv4")
+		obj.Annotations = map[string]string{"endpoints.kubernetes.io/last-change-trigger-time": text}
+		s, problems := (&Converter{}).EndpointSlice(obj)
+		if len(problems) > 0 || s.ChangedAt.String() != want {
+			t.Errorf("%q is read as %v, want %s; problems %v", text, s.ChangedAt, want, problems)
+		}
+	}
+}

@@ -46,6 +46,8 @@ type Config struct {
 	NodeName   string
 	ProxyName  string
 	Logger     *slog.Logger
+	// Requests is optional.
+	Requests Requests
 }
 
 // Source follows an API server.
@@ -86,6 +88,7 @@ func New(cfg Config) (*Source, error) {
 	if err := addTypes(s.scheme); err != nil {
 		return nil, fmt.Errorf("prepare to read API objects: %w", err)
 	}
+	observe(cfg.Requests)
 	klog.SetSlogLogger(slog.New(quiet{cfg.Logger.Handler()}))
 	return s, nil
 }
