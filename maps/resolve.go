@@ -308,8 +308,13 @@ func (r *resolver) follow(f *Frontend, word uint64) Range {
 		r.damage("frontend %s: slots %d to %d are beyond the table", f.Addr, x.Base, x.Base+x.Count)
 		return x
 	}
+	seen := map[uint32]bool{} // a Maglev table names each backend many times
 	for i := range x.Count {
 		slot := r.set.Slots.Load(x.Base + i)
+		if x.Flags&RangeMaglev != 0 && seen[slot.Backend] {
+			continue
+		}
+		seen[slot.Backend] = true
 		b, ok := r.backend(f.Addr.Addr().Is4(), slot.Backend)
 		switch {
 		case !ok:

@@ -57,7 +57,6 @@ func (a *Agent) nodeTables() reconcile.Node {
 		Source6:       a.facts.Source6,
 		InsideCIDRs:   reconcile.Canonical(opt.InsideCIDRs),
 		Masquerade:    reconcile.PortRange{First: opt.MasqueradeFirst, Last: opt.MasqueradeLast},
-		FixedHash:     opt.Algorithm == "maglev",
 		Devices:       a.wireDevices(),
 	}
 	// Of all Services of the cluster this agent serves a few: whose the other

@@ -16,6 +16,11 @@ type Config struct {
 	// MaxEndpoints is how many endpoints a service port may have; 0 means
 	// DefaultMaxEndpoints.
 	MaxEndpoints int
+	// Algorithm and Forwarding hold for Services that ask for none; the default
+	// is Random and SNAT. MaglevSize is one of MaglevSizes; 0 is the default.
+	Algorithm  service.Algorithm
+	Forwarding service.Forwarding
+	MaglevSize uint32
 }
 
 // DefaultMaxEndpoints is far above what Kubernetes supports in one Service.
@@ -34,6 +39,7 @@ type Update struct {
 type Compiler struct {
 	node     service.Node
 	max      int
+	outside  outside
 	verdicts [modes][256]verdict
 
 	services map[service.Name]*serviceState
@@ -70,8 +76,11 @@ func New(cfg Config) *Compiler {
 	if cfg.MaxEndpoints == 0 {
 		cfg.MaxEndpoints = DefaultMaxEndpoints
 	}
+	if cfg.MaglevSize == 0 {
+		cfg.MaglevSize = DefaultMaglevSize
+	}
 	return &Compiler{
-		node: cfg.Node, max: cfg.MaxEndpoints, verdicts: verdictTables(),
+		node: cfg.Node, max: cfg.MaxEndpoints, outside: outside{cfg.Algorithm, cfg.Forwarding, cfg.MaglevSize}, verdicts: verdictTables(),
 		services: map[service.Name]*serviceState{},
 		slices:   map[service.Name]*sliceState{},
 		claims:   claims{owner: map[FrontendKey]*portState{}, rivals: map[FrontendKey][]*portState{}},
@@ -159,11 +168,11 @@ func (c *Compiler) serviceOf(name service.Name) *serviceState {
 	return s
 }
 
-// stageSlice notes what becomes of a slice. One that turns to another Service
-// or family, or headless, is another slice, whatever its name.
+// stageSlice notes what becomes of a slice. One that turns to another Service,
+// family or weight, or headless, is another slice, whatever its name.
 func (c *Compiler) stageSlice(name service.Name, obj *service.EndpointSlice) {
 	sl := c.slices[name]
-	if sl != nil && (obj == nil || sl.service.name != obj.ServiceName() || sl.object.Family != obj.Family || sl.object.Headless != obj.Headless) {
+	if sl != nil && (obj == nil || sl.service.name != obj.ServiceName() || sl.object.Family != obj.Family || sl.object.Headless != obj.Headless || sl.object.Weight != obj.Weight) {
 		sl.next, sl.pending = nil, true
 		c.mark(sl.service)
 		delete(c.slices, name)
@@ -207,6 +216,7 @@ func (c *Compiler) recompile(s *serviceState, moved bool) {
 		if edits != 0 || p.fresh {
 			c.follow(p)
 			p.touched = c.weigh(p)
+			p.all = c.balance(p) || p.all
 		}
 		if p.fresh || p.all || p.reassign || len(p.touched) > 0 {
 			c.changed(p)

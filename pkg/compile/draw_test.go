@@ -84,6 +84,8 @@ func drawService(t *rapid.T) *service.Service {
 	}
 	s.InternalLocal, s.ExternalLocal = rapid.Bool().Draw(t, "iTP"), rapid.Bool().Draw(t, "eTP")
 	s.Affinity = rapid.SampledFrom([]time.Duration{0, time.Second}).Draw(t, "affinity")
+	s.Algorithm = rapid.SampledFrom([]service.Algorithm{service.DefaultAlgorithm, service.Random, service.Maglev}).Draw(t, "algorithm")
+	s.Forwarding = rapid.SampledFrom([]service.Forwarding{service.DefaultForwarding, service.SNAT, service.DSR, service.Hybrid}).Draw(t, "forwarding")
 	s.ClusterIPs = drawAddrs(t, "cluster", 4)
 	s.LoadBalancerIPs = drawAddrs(t, "ingress", 2)
 	s.ExternalIPs = drawAddrs(t, "external", 2)
@@ -118,6 +120,7 @@ func drawSlice(t *rapid.T) *service.EndpointSlice {
 		Name:    service.Name{Namespace: owner.Namespace, Name: rapid.SampledFrom([]string{"x", "y", "z"}).Draw(t, "slice")},
 		Service: owner.Name, Family: rapid.SampledFrom([]service.Family{service.IPv4, service.IPv6}).Draw(t, "family"),
 		Headless: rapid.IntRange(0, 9).Draw(t, "headless") == 9,
+		Weight:   rapid.SampledFrom([]uint32{0, 0, 1, 3}).Draw(t, "weight"),
 	}
 	for range rapid.IntRange(1, 3).Draw(t, "ports") {
 		s.Ports = append(s.Ports, service.SlicePort{

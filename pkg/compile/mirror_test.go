@@ -68,7 +68,8 @@ func (m *mirrored) same(t *rapid.T, p *Port) {
 			t.Fatalf("%v position %d is %v; changes said %v", p.ID, pos, b, a)
 		}
 	}
-	if !slices.Equal(m.Frontends, p.Frontends) || !slices.Equal(m.Cluster, p.Cluster) || !slices.Equal(m.Local, p.Local) || m.Refuse != p.Refuse {
+	if !slices.Equal(m.Frontends, p.Frontends) || !slices.Equal(m.Cluster, p.Cluster) || !slices.Equal(m.Local, p.Local) || m.Refuse != p.Refuse ||
+		m.MaglevSize != p.MaglevSize || m.Direct != p.Direct || !slices.Equal(m.weights, p.weights) {
 		t.Fatalf("%v differs from what changes said", p.ID)
 	}
 }

@@ -124,6 +124,11 @@ type Port struct {
 	// Refuse: no endpoint anywhere could serve, whatever the policy. An empty
 	// set while Refuse is false means drop: endpoints live elsewhere.
 	Refuse bool
+	// MaglevSize is the number of slots of a Maglev table for each set, 0 for
+	// one slot an endpoint.
+	MaglevSize uint32
+	// Direct: endpoints on other nodes answer clients outside directly (DSR).
+	Direct bool
 	// Affinity is the ClientIP session affinity timeout; 0 is none.
 	Affinity time.Duration
 	// SourceRanges are those of the port's family, canonical and sorted; nil
@@ -133,6 +138,7 @@ type Port struct {
 	// By position: who it is, and what became of it.
 	addrs    []address
 	verdicts []verdict
+	weights  []uint32 // nil: all 1
 }
 
 // Positions is the number of positions, holes included. A position is constant
@@ -150,6 +156,22 @@ func (p *Port) Backend(pos int32) Backend {
 		b.State = Draining
 	}
 	return b
+}
+
+// Weight is the share of the backend at a position against the others'.
+func (p *Port) Weight(pos int32) uint32 {
+	if p.weights == nil {
+		return 1
+	}
+	return max(1, p.weights[pos])
+}
+
+// Slots is the number of slots that a set of so many backends takes.
+func (p *Port) Slots(backends int) uint32 {
+	if backends == 0 || p.MaglevSize == 0 {
+		return uint32(backends)
+	}
+	return p.MaglevSize
 }
 
 // Change tells that a service port is new, different, or gone.

@@ -30,6 +30,7 @@ type reference struct {
 type refEndpoint struct {
 	addr netip.AddrPort
 	service.Endpoint
+	weight uint32
 }
 
 func (r *reference) compile() map[PortID]string {
@@ -149,9 +150,12 @@ func (r *reference) endpoints(id PortID) []refEndpoint {
 					continue
 				}
 				addr := netip.AddrPortFrom(e.Addr, p.Port)
-				if old, known := byAddr[addr]; !known || r.rank(e) > r.rank(old.Endpoint) {
-					byAddr[addr] = refEndpoint{addr, e}
+				old, known := byAddr[addr]
+				weight := max(1, old.weight, sl.Weight)
+				if known && r.rank(e) <= r.rank(old.Endpoint) {
+					e = old.Endpoint
 				}
+				byAddr[addr] = refEndpoint{addr, e, weight}
 			}
 		}
 	}
@@ -189,7 +193,7 @@ func (r *reference) port(s *service.Service, id PortID, wants []Frontend, owners
 	all := r.limited(r.endpoints(id))
 	cluster := r.clusterSet(all)
 	local := usableOf(all, func(e refEndpoint) bool { return e.NodeName == r.node.Name })
-	return portText(got, len(cluster) == 0, s.Affinity, r.ranges(s, id.Family), r.texts(cluster, all, cluster, local), r.texts(local, all, cluster, local), r.texts(servingOf(all), all, cluster, local))
+	return outsideText(s, id.Protocol, wants) + portText(got, len(cluster) == 0, s.Affinity, r.ranges(s, id.Family), r.texts(cluster, all, cluster, local), r.texts(local, all, cluster, local), r.texts(servingOf(all), all, cluster, local))
 }
 
 // limited keeps the endpoints that fit, ready ones and this node's first.
@@ -269,9 +273,17 @@ func (r *reference) texts(set, _, cluster, local []refEndpoint) []string {
 		in := func(s []refEndpoint) bool {
 			return slices.ContainsFunc(s, func(o refEndpoint) bool { return o.addr == e.addr })
 		}
-		out = append(out, fmt.Sprint(Backend{e.addr, state, in(cluster), in(local), e.NodeName == r.node.Name}))
+		out = append(out, fmt.Sprint(e.weight, Backend{e.addr, state, in(cluster), in(local), e.NodeName == r.node.Name}))
 	}
 	return out
+}
+
+// outsideText: a table and direct answers are for what is published outside.
+func outsideText(s *service.Service, p service.Protocol, wants []Frontend) string {
+	published := slices.ContainsFunc(wants, func(f Frontend) bool { return f.Kind != ClusterIP })
+	maglev := published && s.Algorithm == service.Maglev
+	direct := published && (s.Forwarding == service.DSR || s.Forwarding == service.Hybrid && p == service.TCP)
+	return fmt.Sprintf("maglev %v direct %v\n", maglev, direct)
 }
 
 // portText is a service port without what is history.
@@ -291,17 +303,17 @@ func textOf(t *rapid.T, p *Port) string {
 			if i > 0 && p.Backend(pos).OnNode && !p.Backend(positions[i-1]).OnNode {
 				t.Fatalf("%v: an endpoint of this node stands behind others", p.ID)
 			}
-			out = append(out, fmt.Sprint(p.Backend(pos)))
+			out = append(out, fmt.Sprint(p.Weight(pos), p.Backend(pos)))
 		}
 		return out
 	}
 	var serving []string
-	for _, b := range backends(p) {
+	for pos, b := range backends(p) {
 		if b.Addr.IsValid() {
-			serving = append(serving, fmt.Sprint(b))
+			serving = append(serving, fmt.Sprint(p.Weight(int32(pos)), b))
 		}
 	}
-	return portText(p.Frontends, p.Refuse, p.Affinity, p.SourceRanges, texts(p.Cluster), texts(p.Local), serving)
+	return fmt.Sprintf("maglev %v direct %v\n", p.MaglevSize == DefaultMaglevSize, p.Direct) + portText(p.Frontends, p.Refuse, p.Affinity, p.SourceRanges, texts(p.Cluster), texts(p.Local), serving)
 }
 
 func TestIncrementalCompilationIsWhatTheRulesSay(t *testing.T) {

@@ -64,6 +64,7 @@ func (c *Compiler) reshapeFamily(s *serviceState, before []*portState, family se
 		}
 		wanted := frontendsOf(c.scratch.frontends[:0], obj, sp, family, sources != nil)
 		c.scratch.frontends = wanted
+		c.outside.serve(p, obj, wanted)
 		c.want(p, wanted)
 	}
 }

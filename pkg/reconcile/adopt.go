@@ -169,10 +169,14 @@ func (t *transaction) adoptPort(p *port, c *compile.Port) {
 	cluster, local := r.foundSpans(c)
 	t.adoptBackends(p, c)
 	wantCluster, wantLocal := offered(c)
+	if c.MaglevSize > 0 { // one slot in a wrong place is another table: fill compares them all
+		p.cluster, p.local = cluster, local
+		return
+	}
 	if t.sameSet(p, c, cluster, wantCluster) {
 		p.cluster = cluster
 	}
-	if isPrefix(wantLocal, wantCluster) {
+	if isShared(c, wantLocal, wantCluster) || len(wantLocal) == 0 {
 		return
 	}
 	if t.sameSet(p, c, local, wantLocal) {

@@ -68,8 +68,10 @@ func drawService(t *rapid.T, name service.Name) *service.Service {
 		Name: name, Created: time.Unix(int64(rapid.IntRange(0, 2).Draw(t, "created")), 0),
 		Type:          rapid.SampledFrom([]service.Type{service.ClusterIP, service.NodePort, service.NodePort, service.LoadBalancer, service.LoadBalancer, service.ExternalName}).Draw(t, "type"),
 		InternalLocal: rapid.Bool().Draw(t, "iTP"), ExternalLocal: rapid.Bool().Draw(t, "eTP"),
-		Affinity: rapid.SampledFrom([]time.Duration{0, time.Second, time.Hour}).Draw(t, "affinity"),
-		Headless: rapid.IntRange(0, 9).Draw(t, "headless") == 9,
+		Affinity:   rapid.SampledFrom([]time.Duration{0, time.Second, time.Hour}).Draw(t, "affinity"),
+		Headless:   rapid.IntRange(0, 9).Draw(t, "headless") == 9,
+		Algorithm:  rapid.SampledFrom([]service.Algorithm{service.Random, service.Random, service.Maglev}).Draw(t, "algorithm"),
+		Forwarding: rapid.SampledFrom([]service.Forwarding{service.SNAT, service.DSR}).Draw(t, "forwarding"),
 	}
 	if rapid.IntRange(0, 9).Draw(t, "elsewhere") == 9 {
 		s.ProxyName = "other"

@@ -24,7 +24,7 @@ func measure(changes []compile.Change) (need first) {
 		}
 		need.ports++
 		for _, set := range [][]int32{c.Port.Cluster, c.Port.Local} {
-			if n := uint32(len(set)); n > 0 {
+			if n := c.Port.Slots(len(set)); n > 0 {
 				need.slots += 1 << class(n)
 			}
 		}

@@ -62,8 +62,11 @@ func (t *transaction) stageFrontends(p *port, c *compile.Port) error {
 // forwarding are the flags of an external word that say what may come from
 // outside the cluster, and how it is passed on.
 func (r *Reconciler) forwarding(p *port, f *compile.Frontend) uint64 {
-	if f.Kind == compile.ClusterIP && !r.cfg.ExternalClusterIP {
+	switch {
+	case f.Kind == compile.ClusterIP && !r.cfg.ExternalClusterIP:
 		return maps.RangeWord(0, 0, maps.RangeInside)
+	case p.direct:
+		return maps.RangeWord(0, 0, maps.RangeDSR)
 	}
 	return 0
 }

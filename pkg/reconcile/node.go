@@ -26,8 +26,6 @@ type Node struct {
 	InsideCIDRs []netip.Prefix
 	// Masquerade are the source ports of masqueraded flows.
 	Masquerade PortRange
-	// FixedHash makes all nodes spread by the same hash; else each has its own.
-	FixedHash bool
 	// Devices are the links that traffic may leave by.
 	Devices []Device
 	// Source4 and Source6 are the addresses that this node's own sockets have

@@ -3,6 +3,7 @@
 package reconcile
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -45,6 +46,7 @@ func (t *transaction) stage(c *compile.Change) error {
 	}
 	t.stageName(p, c.Port.Type)
 	p.refuse, p.affinity = c.Port.Refuse, c.Port.Affinity
+	p.maglev, p.direct = c.Port.MaglevSize > 0, c.Port.Direct
 	return t.stageFrontends(p, c.Port)
 }
 
@@ -280,7 +282,7 @@ func (t *transaction) stageSlots(p *port, c *compile.Port) error {
 	if p.shared {
 		current = span{}
 	}
-	p.shared = len(wantLocal) > 0 && isPrefix(wantLocal, wantCluster)
+	p.shared = isShared(c, wantLocal, wantCluster)
 	if p.shared {
 		t.freeSpan(current)
 		p.local = span{cluster.base, uint32(len(wantLocal))}
@@ -312,22 +314,30 @@ func offered(c *compile.Port) (cluster, local []int32) {
 	return cluster, local
 }
 
-func isPrefix(a, b []int32) bool {
-	return len(a) <= len(b) && slices.Equal(a, b[:len(a)])
+// isShared tells whether one range of slots serves both sets, as the Local one
+// is its beginning. Maglev tables have no beginning.
+func isShared(c *compile.Port, local, cluster []int32) bool {
+	return len(local) > 0 && c.MaglevSize == 0 && len(local) <= len(cluster) && slices.Equal(local, cluster[:len(local)])
 }
 
 // fill returns a span that holds the backends at the given positions: the
 // current one when it does already, else a fresh one. While tables are adopted
 // another order is as good.
 func (t *transaction) fill(p *port, c *compile.Port, current span, positions []int32) (span, error) {
-	n := uint32(len(positions))
+	if uint32(len(positions)) > c.Slots(len(positions)) {
+		return span{}, fmt.Errorf("%d endpoints do not fit a Maglev table of %d slots: raise --maglev-table-size", len(positions), c.MaglevSize)
+	}
+	n := c.Slots(len(positions))
 	if n == 0 {
 		return span{}, nil
+	}
+	if c.MaglevSize > 0 {
+		positions = t.permute(c, positions)
 	}
 	if current.count == n && t.holds(p, current, positions) {
 		return current, nil
 	}
-	if t.r.found != nil && t.sameSet(p, c, current, positions) {
+	if t.r.found != nil && c.MaglevSize == 0 && t.sameSet(p, c, current, positions) {
 		return current, nil
 	}
 	fresh, err := t.r.takeSpan(n)
@@ -339,6 +349,19 @@ func (t *transaction) fill(p *port, c *compile.Port, current span, positions []i
 		words[i] = p.words[pos]
 	}
 	return fresh, nil
+}
+
+// permute spreads positions over a Maglev table: what each slot holds.
+func (t *transaction) permute(c *compile.Port, positions []int32) []int32 {
+	members := make([]compile.Member, len(positions))
+	for i, pos := range positions {
+		members[i] = compile.Member{Addr: c.Backend(pos).Addr, Weight: c.Weight(pos)}
+	}
+	table := t.r.maglev.Fill(c.MaglevSize, members)
+	for i, member := range table {
+		table[i] = positions[member]
+	}
+	return table
 }
 
 func (t *transaction) holds(p *port, s span, positions []int32) bool {
@@ -364,6 +387,9 @@ func (p *port) word(policy compile.Policy, guarded bool) uint64 {
 	}
 	if p.affinity > 0 {
 		flags |= maps.RangeAffinity
+	}
+	if p.maglev {
+		flags |= maps.RangeMaglev
 	}
 	if guarded {
 		flags |= maps.RangeGuarded

@@ -67,7 +67,8 @@ type Reconciler struct {
 
 	inserting sync.WaitGroup // system calls on set that a transaction makes beside itself
 
-	slabs slabs // of the Apply that runs, if it is a first load
+	maglev compile.Maglev
+	slabs  slabs // of the Apply that runs, if it is a first load
 
 	retired []retiree
 	failed  map[compile.PortID]struct{}
@@ -91,6 +92,8 @@ type port struct {
 	local   span // in a block of its own unless shared
 	shared  bool // local is the beginning of cluster
 
+	maglev    bool // its sets are Maglev tables
+	direct    bool // endpoints elsewhere answer clients directly
 	refuse    bool
 	affinity  time.Duration
 	sources   []netip.Prefix

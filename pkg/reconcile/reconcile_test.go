@@ -35,7 +35,7 @@ func requireRoot(t testing.TB) {
 }
 
 func newBench(t rapidT, adopted *maps.Set, objects compile.Update) *bench {
-	b := &bench{objects: objects, compiler: compile.New(compile.Config{Node: service.Node{Name: "here", Zone: "a"}})}
+	b := &bench{objects: objects, compiler: compile.New(compile.Config{Node: service.Node{Name: "here", Zone: "a"}, MaglevSize: 251})}
 	r, err := New(Config{
 		Adopted: adopted,
 		Attach:  func(*maps.Set) error { b.attached++; return nil },
@@ -90,7 +90,7 @@ func tables(t rapidT, set *maps.Set) string {
 	var lines []string
 	for _, f := range resolved.Frontends {
 		lines = append(lines, fmt.Sprintf("%s/%d %v affinity=%d sources=%v internal=%s external=%s",
-			f.Addr, f.Protocol, f.Name, f.Affinity, f.Sources, rangeLine(&f.Internal), rangeLine(&f.External)))
+			f.Addr, f.Protocol, f.Name, f.Affinity, f.Sources, rangeLine(set, &f.Internal), rangeLine(set, &f.External)))
 	}
 	for addr, owner := range resolved.Owners {
 		lines = append(lines, fmt.Sprintf("owner %s %x", addr, owner))
@@ -119,7 +119,10 @@ func tables(t rapidT, set *maps.Set) string {
 	return strings.Join(append(lines, ""), "\n")
 }
 
-func rangeLine(r *maps.Range) string {
+func rangeLine(set *maps.Set, r *maps.Range) string {
+	if r.Flags&maps.RangeMaglev != 0 {
+		return fmt.Sprintf("%x%v", r.Flags, maglevTable(set, r))
+	}
 	var here, there []string
 	for i, b := range r.Backends {
 		text := fmt.Sprintf("%s:%x", b.Addr, b.Flags)
@@ -135,6 +138,19 @@ func rangeLine(r *maps.Range) string {
 	slices.Sort(here)
 	slices.Sort(there)
 	return fmt.Sprintf("%x%v%v", r.Flags, here, there)
+}
+
+// maglevTable is every slot of a table, in order.
+func maglevTable(set *maps.Set, r *maps.Range) []string {
+	byID := map[uint32]string{}
+	for _, b := range r.Backends {
+		byID[b.ID] = fmt.Sprintf("%s:%x", b.Addr, b.Flags)
+	}
+	out := make([]string, 0, r.Count)
+	for i := range r.Count {
+		out = append(out, byID[set.Slots.Load(r.Base+i).Backend])
+	}
+	return out
 }
 
 // leaks compares the allocators with what is in use.
@@ -262,7 +278,7 @@ func image(t rapidT, s *maps.Set) string {
 	if err1 != nil || err2 != nil || err3 != nil {
 		t.Fatalf("read tables: %v %v %v", err1, err2, err3)
 	}
-	return fmt.Sprint(f4, f6, n, s.FrontendState.Words(0, 64), s.Slots.Words(0, 256),
+	return fmt.Sprint(f4, f6, n, s.FrontendState.Words(0, 64), s.Slots.Words(0, s.Slots.Len()),
 		s.Backends4.Words(0, 128), s.Backends6.Words(0, 128), s.VIPFilter.Words(0, s.VIPFilter.Len()), s.NodeConfig.Words(0, 1))
 }
 

@@ -12,10 +12,6 @@ import (
 	"portolan.dev/portolan/maps"
 )
 
-// fixedSeed makes every node of a cluster pick the same backend for the same
-// tuple. Any number does; it must never change.
-const fixedSeed = 0x706f7274
-
 // applyWire makes the tables of the wire programs say what is true of this
 // node. A seed and a route generation that an earlier agent chose are kept:
 // flows depend on both.
@@ -24,10 +20,7 @@ func (r *Reconciler) applyWire(n *Node) error {
 	if config.RouteGeneration == 0 {
 		r.set.WireConfig.Store32(0, maps.WireConfigRoutes, 1)
 	}
-	switch {
-	case n.FixedHash:
-		config.HashSeed = fixedSeed
-	case config.HashSeed == 0 || config.HashSeed == fixedSeed:
+	if config.HashSeed == 0 {
 		config.HashSeed = rand.Uint32() | 1
 	}
 	config.MasqueradeMin = n.Masquerade.First

@@ -147,6 +147,9 @@ type Service struct {
 	// InternalLocal and ExternalLocal are the traffic policies Local.
 	InternalLocal bool
 	ExternalLocal bool
+	// Algorithm and Forwarding are for traffic from outside.
+	Algorithm  Algorithm
+	Forwarding Forwarding
 	// HealthCheckNodePort is 0 for none.
 	HealthCheckNodePort uint16
 
@@ -173,6 +176,9 @@ type EndpointSlice struct {
 	// Headless slices are DNS's business: they are shown with a headless
 	// Service and never used for one that has an address.
 	Headless bool
+	// Weight is the share of each of its endpoints against those of other
+	// slices, where the algorithm knows weights; 0 counts as 1.
+	Weight uint32
 	// Ports name a number each; a port without name or number is left out.
 	Ports     []SlicePort
 	Endpoints []Endpoint

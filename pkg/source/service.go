@@ -35,6 +35,7 @@ func (c *Converter) Service(obj *corev1.Service) (*service.Service, []service.Pr
 	f.ports(s, obj.Spec.Ports)
 	f.policies(s, &obj.Spec)
 	f.affinity(s, &obj.Spec)
+	f.outside(s, obj.Annotations)
 	if s.ProxyName != "" {
 		return s, nil
 	}

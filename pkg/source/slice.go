@@ -42,6 +42,7 @@ func (c *Converter) EndpointSlice(obj *discoveryv1.EndpointSlice) (*service.Endp
 		// One that cannot be read leaves the time unknown.
 		s.ChangedAt, _ = time.Parse(time.RFC3339Nano, text)
 	}
+	f.weight(s, obj.Annotations)
 	f.slicePorts(s, obj.Ports)
 	s.Endpoints = make([]service.Endpoint, 0, len(obj.Endpoints))
 	for i := range obj.Endpoints {
