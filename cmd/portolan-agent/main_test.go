@@ -45,6 +45,14 @@ type stage struct {
 // newStage writes the manifests and starts the agent with flags.
 func newStage(t *testing.T, manifests string, flags ...string) *stage {
 	t.Helper()
+	s := newStageWithout(t, manifests)
+	s.start(flags...)
+	return s
+}
+
+// newStageWithout is newStage without an agent.
+func newStageWithout(t *testing.T, manifests string) *stage {
+	t.Helper()
 	w := world.NewT(t)
 	s := &stage{t: t, world: w, node: world.Must(w.AddNode("here"))(t)}
 	s.host = world.Must(s.node.Host("agent"))(t)
@@ -53,14 +61,20 @@ func newStage(t *testing.T, manifests string, flags ...string) *stage {
 		t.Fatal(err)
 	}
 	s.write("all.yaml", manifests)
-	s.start(flags...)
 	return s
 }
 
-// start starts the agent. Later flags override earlier ones.
+// start starts the agent on the node's manifests. Later flags override earlier
+// ones.
 func (s *stage) start(flags ...string) {
 	s.t.Helper()
-	cmd := exec.Command("/proc/self/exe", append(append(s.node.AgentFlags(), "--manifests", s.manifests), flags...)...)
+	s.startWith(append(append(s.node.AgentFlags(), "--manifests", s.manifests), flags...)...)
+}
+
+// startWith starts the agent with these flags and no others.
+func (s *stage) startWith(flags ...string) {
+	s.t.Helper()
+	cmd := exec.Command("/proc/self/exe", flags...)
 	cmd.Args[0] = "portolan-agent"
 	cmd.Env = append(os.Environ(), runAgent+"=1")
 	s.agent = world.Must(s.host.StartCmd(cmd))(s.t)

@@ -97,7 +97,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), queue: source.NewQueue(), loader: l,
-		node:        service.Node{Name: cfg.Options.NodeName},
+		node:        withPrimary(service.Node{Name: cfg.Options.NodeName}, cfg.Options.NodeIP),
 		problems:    newProblems(cfg.Logger),
 		nodeChanged: make(chan struct{}, 1),
 		sweep:       make(chan struct{}, 1),
@@ -143,9 +143,8 @@ func (a *Agent) prepare() error {
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.barrier.Close()
 	defer a.loader.Close()
-	for _, flag := range a.cfg.Options.Ineffective {
-		a.log.Warn("flag has no effect yet", "flag", flag)
-	}
+	a.tellOptions()
+	a.tuneHost()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	updates := make(chan source.Update)
@@ -262,7 +261,7 @@ func (a *Agent) apply(u source.Update) error {
 	a.proxy.Begin(begin)
 	var errs []error
 	if u.Node != nil {
-		a.node = *u.Node
+		a.node = withPrimary(*u.Node, a.cfg.Options.NodeIP)
 		a.proxy.SetNode(a.node.Leaving)
 	}
 	if first || u.Node != nil || !equalPrefixes(u.ServiceCIDRs, a.cidrs) {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package config is the agent's configuration: every flag, its default and its
-// meaning, in one validated struct. It imports the flag library and nothing of
-// ours but pkg/node, which reads address selections.
+// meaning, in one validated struct; and the files that set flags: ours, and
+// kube-proxy's. It imports the flag library, a YAML reader, and nothing of ours
+// but pkg/node, which reads address selections. The invariant it guards: what
+// a file says is honoured, or named as ignored, or an error.
 package config
 
 import (
@@ -20,6 +22,8 @@ import (
 
 // Config is what the agent runs with. The zero value is not usable: see Flags.
 type Config struct {
+	// File is --config.
+	File       string
 	Kubeconfig string
 	Manifests  string
 	NodeName   string
@@ -31,6 +35,14 @@ type Config struct {
 
 	HealthzBindAddress string
 	MetricsBindAddress string
+
+	// This node and this process.
+	BindAddress         string
+	BindAddressHardFail bool
+	Profiling           bool
+	OOMScoreAdj         int
+	Conntrack           Conntrack
+	NodeIP              netip.Addr // BindAddress, unless unspecified
 
 	NodePortAddresses []string
 	ServiceCIDRs      []string
@@ -53,6 +65,10 @@ type Config struct {
 	MasqueradeFirst, MasqueradeLast   uint16         // MasqueradePorts, read
 	// Ineffective names the flags that were set and change nothing yet.
 	Ineffective []string
+	// Ignored names the fields of File that mean nothing here, with reasons.
+	Ignored []string
+
+	dump map[string]any
 }
 
 // later are the flags that this version accepts and that change nothing yet.
@@ -60,6 +76,7 @@ var later = []string{"algorithm", "forwarding-mode", "masquerade-all"}
 
 // Flags declares all flags on a set, with their defaults.
 func (c *Config) Flags(f *pflag.FlagSet) {
+	f.StringVar(&c.File, "config", "", "`FILE` that sets flags (kind PortolanConfiguration), or a KubeProxyConfiguration; flags of the command line win")
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server (default: the pod's service account)")
 	f.StringVar(&c.Manifests, "manifests", "", "read Services, EndpointSlices, Nodes and ServiceCIDRs from the YAML files of `DIR` instead of an API server, and follow their changes")
 	f.StringVar(&c.NodeName, "node-name", "", "`NAME` of this node's Node object (default: the host name)")
@@ -76,6 +93,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.IntVar(&c.MaxEndpoints, "max-endpoints", 65536, "`N` endpoints of a service port are used at most")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "0: changes of substance; 1: everything")
+	c.nodeFlags(f)
 	c.wireFlags(f)
 }
 
@@ -137,7 +155,10 @@ func portRange(s string) (first, last uint16, err error) {
 // Validate completes and checks the configuration after the command line was
 // parsed, and returns every mistake at once, each naming its flag.
 func (c *Config) Validate(f *pflag.FlagSet) error {
-	var errs []error
+	if err := c.load(f); err != nil {
+		return err
+	}
+	errs := []error{c.validateNode(f)}
 	if c.Kubeconfig != "" && c.Manifests != "" {
 		errs = append(errs, errors.New("--kubeconfig and --manifests exclude each other: the objects come from one of them"))
 	}
@@ -169,6 +190,7 @@ func (c *Config) Validate(f *pflag.FlagSet) error {
 			c.Ineffective = append(c.Ineffective, "--"+name)
 		}
 	}
+	c.dump = dumpOf(f)
 	return errors.Join(errs...)
 }
 

@@ -260,4 +260,5 @@ const (
 	ReasonForwarding      = "forwarding"  // the kernel is told not to forward
 	ReasonHealthPort      = "health-port" // a health check cannot be answered
 	ReasonDataplane       = "dataplane"   // the kernel does not do what it was told
+	ReasonHost            = "host"        // a setting of this node could not be made
 )
