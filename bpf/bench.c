@@ -60,6 +60,7 @@ static __always_inline int measured(struct xdp_md *xdp, bool v6)
 
 	if (!write_packet(xdp, v6))
 		return XDP_ABORTED;
+	w.tunnelled = is_tunnelled(xdp, v6) && (v6 ? open_tunnel6(xdp) : open_tunnel4(xdp));
 	switch (incoming(xdp, v6, &w)) {
 	case ACT_SEND:
 	case ACT_BACK:

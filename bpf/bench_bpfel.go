@@ -54,6 +54,7 @@ const (
 	BenchMapSources4        = "sources4"
 	BenchMapSources6        = "sources6"
 	BenchMapTraffic         = "traffic"
+	BenchMapTunnelEnds      = "tunnel_ends"
 	BenchMapVipFilter       = "vip_filter"
 	BenchMapWireConfig      = "wire_config"
 	BenchProgEmpty          = "empty"
@@ -63,6 +64,7 @@ const (
 	BenchProgRun6           = "run6"
 	BenchVarHostNetnsCookie = "host_netns_cookie"
 	BenchVarLinkHeader      = "link_header"
+	BenchVarMasqueradeAll   = "masquerade_all"
 	BenchVarMayDestroy      = "may_destroy"
 	BenchVarNewFlowRate     = "new_flow_rate"
 	BenchVarPodDevice       = "pod_device"
@@ -150,6 +152,7 @@ type BenchMapSpecs struct {
 	Sources4       *ebpf.MapSpec `ebpf:"sources4"`
 	Sources6       *ebpf.MapSpec `ebpf:"sources6"`
 	Traffic        *ebpf.MapSpec `ebpf:"traffic"`
+	TunnelEnds     *ebpf.MapSpec `ebpf:"tunnel_ends"`
 	VipFilter      *ebpf.MapSpec `ebpf:"vip_filter"`
 	WireConfig     *ebpf.MapSpec `ebpf:"wire_config"`
 }
@@ -160,6 +163,7 @@ type BenchMapSpecs struct {
 type BenchVariableSpecs struct {
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	LinkHeader      *ebpf.VariableSpec `ebpf:"link_header"`
+	MasqueradeAll   *ebpf.VariableSpec `ebpf:"masquerade_all"`
 	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
 	NewFlowRate     *ebpf.VariableSpec `ebpf:"new_flow_rate"`
 	PodDevice       *ebpf.VariableSpec `ebpf:"pod_device"`
@@ -214,6 +218,7 @@ type BenchMaps struct {
 	Sources4       *ebpf.Map `ebpf:"sources4"`
 	Sources6       *ebpf.Map `ebpf:"sources6"`
 	Traffic        *ebpf.Map `ebpf:"traffic"`
+	TunnelEnds     *ebpf.Map `ebpf:"tunnel_ends"`
 	VipFilter      *ebpf.Map `ebpf:"vip_filter"`
 	WireConfig     *ebpf.Map `ebpf:"wire_config"`
 }
@@ -248,6 +253,7 @@ func (m *BenchMaps) Close() error {
 		m.Sources4,
 		m.Sources6,
 		m.Traffic,
+		m.TunnelEnds,
 		m.VipFilter,
 		m.WireConfig,
 	)
@@ -259,6 +265,7 @@ func (m *BenchMaps) Close() error {
 type BenchVariables struct {
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
 	LinkHeader      *ebpf.Variable `ebpf:"link_header"`
+	MasqueradeAll   *ebpf.Variable `ebpf:"masquerade_all"`
 	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
 	NewFlowRate     *ebpf.Variable `ebpf:"new_flow_rate"`
 	PodDevice       *ebpf.Variable `ebpf:"pod_device"`

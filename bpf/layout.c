@@ -47,6 +47,7 @@ struct layout {
 	struct pressure pressure;
 	struct newcomers4 newcomers4;
 	struct newcomers6 newcomers6;
+	struct tunnel_end_key tunnel_end_key;
 };
 
 const struct layout *layout_of_every_table;

@@ -403,6 +403,12 @@ type LbSweepReport struct {
 	Removed uint32
 }
 
+type LbTunnelEndKey struct {
+	_           structs.HostLayout
+	Addr        LbAddress
+	ServicePort uint32
+}
+
 type LbWireConfig struct {
 	_               structs.HostLayout
 	RouteGeneration uint32

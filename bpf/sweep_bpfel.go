@@ -42,6 +42,7 @@ const (
 	SweepMapSockRev            = "sock_rev"
 	SweepMapSources4           = "sources4"
 	SweepMapSources6           = "sources6"
+	SweepMapTunnelEnds         = "tunnel_ends"
 	SweepMapVipFilter          = "vip_filter"
 	SweepMapWireConfig         = "wire_config"
 	SweepProgPortolanSweep     = "portolan_sweep"
@@ -125,6 +126,7 @@ type SweepMapSpecs struct {
 	SockRev       *ebpf.MapSpec `ebpf:"sock_rev"`
 	Sources4      *ebpf.MapSpec `ebpf:"sources4"`
 	Sources6      *ebpf.MapSpec `ebpf:"sources6"`
+	TunnelEnds    *ebpf.MapSpec `ebpf:"tunnel_ends"`
 	VipFilter     *ebpf.MapSpec `ebpf:"vip_filter"`
 	WireConfig    *ebpf.MapSpec `ebpf:"wire_config"`
 }
@@ -184,6 +186,7 @@ type SweepMaps struct {
 	SockRev       *ebpf.Map `ebpf:"sock_rev"`
 	Sources4      *ebpf.Map `ebpf:"sources4"`
 	Sources6      *ebpf.Map `ebpf:"sources6"`
+	TunnelEnds    *ebpf.Map `ebpf:"tunnel_ends"`
 	VipFilter     *ebpf.Map `ebpf:"vip_filter"`
 	WireConfig    *ebpf.Map `ebpf:"wire_config"`
 }
@@ -216,6 +219,7 @@ func (m *SweepMaps) Close() error {
 		m.SockRev,
 		m.Sources4,
 		m.Sources6,
+		m.TunnelEnds,
 		m.VipFilter,
 		m.WireConfig,
 	)

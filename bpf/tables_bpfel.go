@@ -42,6 +42,7 @@ const (
 	TablesMapSockRev       = "sock_rev"
 	TablesMapSources4      = "sources4"
 	TablesMapSources6      = "sources6"
+	TablesMapTunnelEnds    = "tunnel_ends"
 	TablesMapVipFilter     = "vip_filter"
 	TablesMapWireConfig    = "wire_config"
 )
@@ -120,6 +121,7 @@ type TablesMapSpecs struct {
 	SockRev       *ebpf.MapSpec `ebpf:"sock_rev"`
 	Sources4      *ebpf.MapSpec `ebpf:"sources4"`
 	Sources6      *ebpf.MapSpec `ebpf:"sources6"`
+	TunnelEnds    *ebpf.MapSpec `ebpf:"tunnel_ends"`
 	VipFilter     *ebpf.MapSpec `ebpf:"vip_filter"`
 	WireConfig    *ebpf.MapSpec `ebpf:"wire_config"`
 }
@@ -176,6 +178,7 @@ type TablesMaps struct {
 	SockRev       *ebpf.Map `ebpf:"sock_rev"`
 	Sources4      *ebpf.Map `ebpf:"sources4"`
 	Sources6      *ebpf.Map `ebpf:"sources6"`
+	TunnelEnds    *ebpf.Map `ebpf:"tunnel_ends"`
 	VipFilter     *ebpf.Map `ebpf:"vip_filter"`
 	WireConfig    *ebpf.Map `ebpf:"wire_config"`
 }
@@ -208,6 +211,7 @@ func (m *TablesMaps) Close() error {
 		m.SockRev,
 		m.Sources4,
 		m.Sources6,
+		m.TunnelEnds,
 		m.VipFilter,
 		m.WireConfig,
 	)

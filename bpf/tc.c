@@ -75,8 +75,10 @@ int portolan_tc_ingress(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	switch (frame_family(skb)) {
 	case 4:
+		w.tunnelled = is_tunnelled(skb, false) && open_tunnel4(skb);
 		return finish(skb, incoming(skb, false, &w), &w);
 	case 6:
+		w.tunnelled = is_tunnelled(skb, true) && open_tunnel6(skb);
 		return finish(skb, incoming(skb, true, &w), &w);
 	}
 	return TC_ACT_UNSPEC;

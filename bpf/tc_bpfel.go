@@ -43,12 +43,14 @@ const (
 	TcMapSockRev            = "sock_rev"
 	TcMapSources4           = "sources4"
 	TcMapSources6           = "sources6"
+	TcMapTunnelEnds         = "tunnel_ends"
 	TcMapVipFilter          = "vip_filter"
 	TcMapWireConfig         = "wire_config"
 	TcProgPortolanTcEgress  = "portolan_tc_egress"
 	TcProgPortolanTcIngress = "portolan_tc_ingress"
 	TcVarHostNetnsCookie    = "host_netns_cookie"
 	TcVarLinkHeader         = "link_header"
+	TcVarMasqueradeAll      = "masquerade_all"
 	TcVarMayDestroy         = "may_destroy"
 	TcVarNewFlowRate        = "new_flow_rate"
 	TcVarPodDevice          = "pod_device"
@@ -132,6 +134,7 @@ type TcMapSpecs struct {
 	SockRev        *ebpf.MapSpec `ebpf:"sock_rev"`
 	Sources4       *ebpf.MapSpec `ebpf:"sources4"`
 	Sources6       *ebpf.MapSpec `ebpf:"sources6"`
+	TunnelEnds     *ebpf.MapSpec `ebpf:"tunnel_ends"`
 	VipFilter      *ebpf.MapSpec `ebpf:"vip_filter"`
 	WireConfig     *ebpf.MapSpec `ebpf:"wire_config"`
 }
@@ -142,6 +145,7 @@ type TcMapSpecs struct {
 type TcVariableSpecs struct {
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	LinkHeader      *ebpf.VariableSpec `ebpf:"link_header"`
+	MasqueradeAll   *ebpf.VariableSpec `ebpf:"masquerade_all"`
 	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
 	NewFlowRate     *ebpf.VariableSpec `ebpf:"new_flow_rate"`
 	PodDevice       *ebpf.VariableSpec `ebpf:"pod_device"`
@@ -195,6 +199,7 @@ type TcMaps struct {
 	SockRev        *ebpf.Map `ebpf:"sock_rev"`
 	Sources4       *ebpf.Map `ebpf:"sources4"`
 	Sources6       *ebpf.Map `ebpf:"sources6"`
+	TunnelEnds     *ebpf.Map `ebpf:"tunnel_ends"`
 	VipFilter      *ebpf.Map `ebpf:"vip_filter"`
 	WireConfig     *ebpf.Map `ebpf:"wire_config"`
 }
@@ -228,6 +233,7 @@ func (m *TcMaps) Close() error {
 		m.SockRev,
 		m.Sources4,
 		m.Sources6,
+		m.TunnelEnds,
 		m.VipFilter,
 		m.WireConfig,
 	)
@@ -239,6 +245,7 @@ func (m *TcMaps) Close() error {
 type TcVariables struct {
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
 	LinkHeader      *ebpf.Variable `ebpf:"link_header"`
+	MasqueradeAll   *ebpf.Variable `ebpf:"masquerade_all"`
 	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
 	NewFlowRate     *ebpf.Variable `ebpf:"new_flow_rate"`
 	PodDevice       *ebpf.Variable `ebpf:"pod_device"`

@@ -38,8 +38,10 @@ int portolan_xdp(struct xdp_md *xdp)
 
 	switch (frame_family(xdp)) {
 	case 4:
+		w.tunnelled = is_tunnelled(xdp, false) && open_tunnel4(xdp);
 		return finish(xdp, incoming(xdp, false, &w), &w);
 	case 6:
+		w.tunnelled = is_tunnelled(xdp, true) && open_tunnel6(xdp);
 		return finish(xdp, incoming(xdp, true, &w), &w);
 	}
 	return XDP_PASS;

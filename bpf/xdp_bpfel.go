@@ -43,11 +43,13 @@ const (
 	XdpMapSockRev         = "sock_rev"
 	XdpMapSources4        = "sources4"
 	XdpMapSources6        = "sources6"
+	XdpMapTunnelEnds      = "tunnel_ends"
 	XdpMapVipFilter       = "vip_filter"
 	XdpMapWireConfig      = "wire_config"
 	XdpProgPortolanXdp    = "portolan_xdp"
 	XdpVarHostNetnsCookie = "host_netns_cookie"
 	XdpVarLinkHeader      = "link_header"
+	XdpVarMasqueradeAll   = "masquerade_all"
 	XdpVarMayDestroy      = "may_destroy"
 	XdpVarNewFlowRate     = "new_flow_rate"
 	XdpVarPodDevice       = "pod_device"
@@ -130,6 +132,7 @@ type XdpMapSpecs struct {
 	SockRev        *ebpf.MapSpec `ebpf:"sock_rev"`
 	Sources4       *ebpf.MapSpec `ebpf:"sources4"`
 	Sources6       *ebpf.MapSpec `ebpf:"sources6"`
+	TunnelEnds     *ebpf.MapSpec `ebpf:"tunnel_ends"`
 	VipFilter      *ebpf.MapSpec `ebpf:"vip_filter"`
 	WireConfig     *ebpf.MapSpec `ebpf:"wire_config"`
 }
@@ -140,6 +143,7 @@ type XdpMapSpecs struct {
 type XdpVariableSpecs struct {
 	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	LinkHeader      *ebpf.VariableSpec `ebpf:"link_header"`
+	MasqueradeAll   *ebpf.VariableSpec `ebpf:"masquerade_all"`
 	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
 	NewFlowRate     *ebpf.VariableSpec `ebpf:"new_flow_rate"`
 	PodDevice       *ebpf.VariableSpec `ebpf:"pod_device"`
@@ -193,6 +197,7 @@ type XdpMaps struct {
 	SockRev        *ebpf.Map `ebpf:"sock_rev"`
 	Sources4       *ebpf.Map `ebpf:"sources4"`
 	Sources6       *ebpf.Map `ebpf:"sources6"`
+	TunnelEnds     *ebpf.Map `ebpf:"tunnel_ends"`
 	VipFilter      *ebpf.Map `ebpf:"vip_filter"`
 	WireConfig     *ebpf.Map `ebpf:"wire_config"`
 }
@@ -226,6 +231,7 @@ func (m *XdpMaps) Close() error {
 		m.SockRev,
 		m.Sources4,
 		m.Sources6,
+		m.TunnelEnds,
 		m.VipFilter,
 		m.WireConfig,
 	)
@@ -237,6 +243,7 @@ func (m *XdpMaps) Close() error {
 type XdpVariables struct {
 	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
 	LinkHeader      *ebpf.Variable `ebpf:"link_header"`
+	MasqueradeAll   *ebpf.Variable `ebpf:"masquerade_all"`
 	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
 	NewFlowRate     *ebpf.Variable `ebpf:"new_flow_rate"`
 	PodDevice       *ebpf.Variable `ebpf:"pod_device"`

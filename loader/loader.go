@@ -44,6 +44,9 @@ type Config struct {
 	// WithoutTCX attaches to devices by clsact, as on kernels that lack tcx:
 	// for tests of that way.
 	WithoutTCX bool
+	// MasqueradeAll makes endpoints see this node as the source of everything
+	// that the wire programs serve.
+	MasqueradeAll bool
 	// XDP says whether devices get an XDP program, and in which mode.
 	XDP XDPMode
 }

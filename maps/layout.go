@@ -195,6 +195,12 @@ func Source6Key(servicePort uint32, p netip.Prefix) bpf.LbSource6Key {
 	return bpf.LbSource6Key{Prefixlen: uint32(32 + p.Bits()), ServicePort: servicePort, Addr: Addr16(p.Masked().Addr())}
 }
 
+// TunnelEndKey is the key of an endpoint of this node for a service port, or,
+// with service port 0, for any.
+func TunnelEndKey(endpoint netip.Addr, servicePort uint32) bpf.LbTunnelEndKey {
+	return bpf.LbTunnelEndKey{Addr: Addr16(endpoint), ServicePort: servicePort}
+}
+
 // FilterBit is the bit of vip_filter that an address sets, of bits in all (a
 // power of two); the same computation as may_be_vip in bpf/include/lookup.h.
 func FilterBit(a netip.Addr, bits uint32) uint32 {

@@ -51,6 +51,7 @@ const (
 	Newcomers6    = "newcomers6"
 	Fragments     = "fragments"
 	Devices       = "devices"
+	TunnelEnds    = "tunnel_ends"
 	WireConfig    = "wire_config"
 	NextHops4     = "next_hops4"
 	NextHops6     = "next_hops6"
@@ -109,6 +110,7 @@ type Set struct {
 	ServiceNames  Hash[uint32, bpf.LbServiceName]
 	WireConfig    *Array[bpf.LbWireConfig]
 	Devices       Hash[uint32, bpf.LbDevice]
+	TunnelEnds    Hash[bpf.LbTunnelEndKey, uint32]
 	Flows4        Hash[bpf.LbFlow4Key, bpf.LbFlow4]
 	Flows6        Hash[bpf.LbFlow6Key, bpf.LbFlow6]
 	Refusals      Hash[bpf.LbRefusalKey, uint64]
@@ -198,6 +200,7 @@ func newSet(all map[string]*ebpf.Map, writable bool) (*Set, error) {
 		SockRev:      Hash[bpf.LbSockRevKey, bpf.LbSockPeer]{all[SockRev]},
 		ServiceNames: Hash[uint32, bpf.LbServiceName]{all[ServiceNames]},
 		Devices:      Hash[uint32, bpf.LbDevice]{all[Devices]},
+		TunnelEnds:   Hash[bpf.LbTunnelEndKey, uint32]{all[TunnelEnds]},
 		Flows4:       Hash[bpf.LbFlow4Key, bpf.LbFlow4]{all[Flows4]},
 		Flows6:       Hash[bpf.LbFlow6Key, bpf.LbFlow6]{all[Flows6]},
 		Refusals:     Hash[bpf.LbRefusalKey, uint64]{all[Refusals]},

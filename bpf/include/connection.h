@@ -27,11 +27,15 @@ struct request {
 	union flow_entry entry;
 	union flow_entry other; /* of the opposite direction, or another flow's */
 	struct backend backend;
+	struct address end; /* in: of the tunnel that the packet came in */
 	__u32 frontend;
 	__u32 reason;
+	__u32 hash; /* of the tuple */
 	__u8 syn; /* in: TCP that opens, or no TCP */
+	__u8 tunnelled; /* in: another node chose the endpoint */
 	__u8 inside; /* internal scope */
 	__u8 masquerade;
+	__u8 direct; /* endpoints elsewhere answer by themselves */
 	__u8 stateless; /* too many: nothing is written */
 };
 
@@ -55,6 +59,9 @@ static __always_inline int decide_refuse(struct request *r, enum reason why)
 	r->reason = why;
 	return DECIDE_REFUSE;
 }
+
+/* Maglev: every node has to choose alike. It must never change. */
+#define MAGLEV_SEED 0x706f7274
 
 /* Spreads tuples evenly, and the same on every node that has the same seed. */
 static __always_inline __u32 tuple_hash(const struct tuple5 *t, __u32 seed)
@@ -190,7 +197,7 @@ static __always_inline void turn_round(const struct tuple5 *t, struct tuple5 *ou
 
 static __always_inline __be16 candidate(const struct wire_config *config, __u32 hash, __u32 i)
 {
-	__u32 spread = hash * 0x9e3779b1u + i * 0x85ebca6bu;
+	__u32 spread = (hash ^ config->hash_seed) * 0x9e3779b1u + i * 0x85ebca6bu;
 
 	return bpf_htons(config->masquerade_min +
 			 (__u16)((__u64)spread * config->masquerade_count >> 32));
@@ -264,7 +271,9 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 	return true;
 }
 
-/* Writes both entries of the flow; leaves the request's in r->entry. */
+/* Writes both entries of the flow, or the request's only if there is no action
+ * for answers; leaves the request's in r->entry.
+ */
 static __always_inline void write_flow(struct request *r, bool v6, __u8 action,
 				       __u8 answer_action, __u32 route_generation)
 {
@@ -275,7 +284,7 @@ static __always_inline void write_flow(struct request *r, bool v6, __u8 action,
 	e->flow.backend_generation = r->backend.generation;
 	e->flow.frontend = r->frontend;
 	e->flow.last_seen = now();
-	if (!r->stateless) {
+	if (!r->stateless && answer_action) {
 		turn_round(&r->tuple, &r->back);
 		e->flow.action = answer_action;
 		make_entry(v6, &r->answer, &r->back, e);
@@ -305,15 +314,85 @@ static __always_inline void no_way(struct way *w)
 	memset(w->src_mac, 0, ETH_ALEN);
 }
 
-/* The endpoint is chosen: how it is reached. */
+static __always_inline bool choose(struct request *r, const struct frontend_state *state,
+				   __u64 word, bool v6)
+{
+	if (!(range_flags(word) & RANGE_AFFINITY))
+		return pick(word, v6, r->hash, &r->backend);
+
+	r->client.by_address = 1;
+	memcpy(r->client.client, &r->tuple.src, sizeof(r->client.client));
+	return pick_bound(state, word, v6, r->hash, &r->client, &r->backend);
+}
+
+/* Another node chose the endpoint: it is here, or has gone. */
+static __always_inline int find_end(struct request *r, const struct frontend_state *state,
+				    bool v6)
+{
+	struct tunnel_end_key end = { .addr = r->end, .service_port = state->service_port };
+	__u32 *backend = bpf_map_lookup_elem(&tunnel_ends, &end);
+
+	if (!backend || !read_backend(v6, *backend, &r->backend) ||
+	    !(r->backend.flags & BACKEND_STATE_MASK))
+		return decide_drop(r, REASON_NO_ENDPOINT);
+	r->syn = true; /* that node knows the flow */
+	r->direct = false;
+	return DECIDE_SERVE;
+}
+
+/* The frontend is known: whether this client is served, and by whom. What came
+ * from another node is checked as it was there: anybody can send such packets.
+ */
+static __always_inline int admit(struct request *r, const struct tuple *t,
+				 const struct wire_config *config, bool v6)
+{
+	struct frontend_state *state = bpf_map_lookup_elem(&frontend_state, &r->frontend);
+	__u64 word;
+	__u8 flags;
+
+	if (!state)
+		return DECIDE_PASS;
+	/* One load of 8 bytes: the word is replaced as a whole. */
+	word = *(volatile __u64 *)(r->inside ? &state->internal : &state->external);
+	flags = range_flags(word);
+	if (!r->syn && !(flags & RANGE_MAGLEV) && !r->tunnelled)
+		return DECIDE_PASS;
+	if (no_client(v6, &r->tuple.src))
+		return decide_drop(r, REASON_SPOOFED);
+	if (flags & RANGE_INSIDE && !r->inside)
+		return decide_drop(r, REASON_CLUSTER_IP_OUTSIDE);
+	if (flags & RANGE_GUARDED) {
+		struct address src = r->tuple.src;
+
+		if (!in_source_ranges(t, state->service_port, &src))
+			return decide_drop(r, REASON_SOURCE_RANGE);
+	}
+	r->hash = tuple_hash(&r->tuple, flags & RANGE_MAGLEV ? MAGLEV_SEED : config->hash_seed);
+	if (r->tunnelled)
+		return find_end(r, state, v6);
+	if (!range_count(word))
+		return flags & RANGE_REFUSE ? decide_refuse(r, REASON_NO_ENDPOINT) :
+					      decide_drop(r, REASON_NO_LOCAL_ENDPOINT);
+	if (!choose(r, state, word, v6))
+		return decide_drop(r, REASON_NO_ENDPOINT);
+	r->direct = (flags & RANGE_DSR) != 0;
+	return DECIDE_SERVE;
+}
+
+/* The endpoint is chosen: how it is reached. A request in mid-flow, of which
+ * another node may know, is served only if the endpoint sees no difference.
+ */
 static __always_inline int reach(context_t *ctx, struct request *r,
-				 const struct wire_config *config, bool v6, __u32 hash)
+				 const struct wire_config *config, bool v6)
 {
 	bool self = same_address(&r->backend.addr, &r->tuple.src);
 	bool near = pod_device || r->backend.flags & BACKEND_ON_NODE;
+	bool direct = r->direct && !near && !self && !masquerade_all;
 
-	r->masquerade = self || !near;
-	if (!r->masquerade)
+	r->masquerade = !direct && (self || !near || masquerade_all);
+	if (r->masquerade && !r->syn)
+		return DECIDE_PASS;
+	if (!r->masquerade && !direct)
 		no_way(&r->way);
 	else if (!way_to_backend(ctx, r, config, v6))
 		return decide_drop(r, REASON_NO_ROUTE);
@@ -323,9 +402,15 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	r->to.dst = r->backend.addr;
 	r->to.dport = r->backend.port;
 	r->to.proto = r->tuple.proto;
+	if (direct) {
+		r->to.src = r->way.source;
+		r->to.sport = r->tuple.sport;
+		write_flow(r, v6, FLOW_TUNNEL, 0, config->route_generation);
+		return DECIDE_SERVE;
+	}
 	if (r->tuple.proto == IPPROTO_SCTP && r->to.dport != r->tuple.dport)
 		return decide_drop(r, REASON_SCTP_PORT);
-	if (!find_port(ctx, r, config, v6, hash))
+	if (!find_port(ctx, r, config, v6, r->hash))
 		return decide_drop(r, REASON_MASQUERADE_PORTS);
 	if (r->masquerade)
 		write_flow(r, v6, FLOW_FORWARD, FLOW_RETURN, config->route_generation);
@@ -334,49 +419,17 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	return DECIDE_SERVE;
 }
 
-static __always_inline bool choose(struct request *r, const struct frontend_state *state,
-				   __u64 word, bool v6, __u32 hash)
+/* Whether a packet that another node sent here names a NodePort: the address
+ * is that node's.
+ */
+static __always_inline bool names_nodeport(const struct tuple *t, __u32 *id)
 {
-	if (!(range_flags(word) & RANGE_AFFINITY))
-		return pick(word, v6, hash, &r->backend);
+	struct address any = {};
+	__u32 *entry = lookup_key(t, &any, t->port, t->proto);
 
-	r->client.by_address = 1;
-	memcpy(r->client.client, &r->tuple.src, sizeof(r->client.client));
-	return pick_bound(state, word, v6, hash, &r->client, &r->backend);
-}
-
-/* The frontend is known: whether this client is served, and by whom. */
-static __always_inline int admit(context_t *ctx, struct request *r, const struct tuple *t,
-				 const struct wire_config *config, bool v6)
-{
-	struct frontend_state *state = bpf_map_lookup_elem(&frontend_state, &r->frontend);
-	__u32 hash;
-	__u64 word;
-
-	if (!state)
-		return DECIDE_PASS;
-	/* One load of 8 bytes: the word is replaced as a whole. */
-	word = *(volatile __u64 *)(r->inside ? &state->internal : &state->external);
-	if (!r->syn && !(range_flags(word) & RANGE_MAGLEV))
-		return DECIDE_PASS;
-	if (no_client(v6, &r->tuple.src))
-		return decide_drop(r, REASON_SPOOFED);
-	if (range_flags(word) & RANGE_INSIDE && !r->inside)
-		return decide_drop(r, REASON_CLUSTER_IP_OUTSIDE);
-	if (range_flags(word) & RANGE_GUARDED) {
-		struct address src = r->tuple.src;
-
-		if (!in_source_ranges(t, state->service_port, &src))
-			return decide_drop(r, REASON_SOURCE_RANGE);
-	}
-	if (!range_count(word))
-		return range_flags(word) & RANGE_REFUSE ?
-			       decide_refuse(r, REASON_NO_ENDPOINT) :
-			       decide_drop(r, REASON_NO_LOCAL_ENDPOINT);
-	hash = tuple_hash(&r->tuple, config->hash_seed);
-	if (!choose(r, state, word, v6, hash))
-		return decide_drop(r, REASON_NO_ENDPOINT);
-	return reach(ctx, r, config, v6, hash);
+	if (entry)
+		*id = *entry;
+	return entry != NULL;
 }
 
 static __always_inline int decide(context_t *ctx, struct request *r, bool v6)
@@ -384,15 +437,24 @@ static __always_inline int decide(context_t *ctx, struct request *r, bool v6)
 	struct tuple t = { .dst = r->tuple.dst, .port = r->tuple.dport,
 			   .proto = r->tuple.proto, .v6 = v6 };
 	struct wire_config *config = wire();
+	enum found found;
+	int decision;
 
 	if (!config)
 		return DECIDE_PASS;
 	r->frontend = NOBODY;
 	r->backend.id = NOBODY;
-	r->inside = pod_device || is_inside(config, v6, &r->tuple.src);
-	switch (find_frontend(&t, &r->frontend)) {
+	r->inside = !r->tunnelled && (pod_device || is_inside(config, v6, &r->tuple.src));
+	found = find_frontend(&t, &r->frontend);
+	if (r->tunnelled && found != FOUND_FRONTEND) {
+		if (!names_nodeport(&t, &r->frontend))
+			return decide_drop(r, REASON_NO_SUCH_PORT);
+		found = FOUND_FRONTEND;
+	}
+	switch (found) {
 	case FOUND_FRONTEND:
-		return admit(ctx, r, &t, config, v6);
+		decision = admit(r, &t, config, v6);
+		return decision == DECIDE_SERVE ? reach(ctx, r, config, v6) : decision;
 	case FOUND_NO_PORT:
 		return !r->syn ? DECIDE_PASS :
 		       r->inside ? decide_refuse(r, REASON_NO_SUCH_PORT) :
@@ -411,6 +473,18 @@ static __always_inline struct request *scratch(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&request_scratch, &zero);
+}
+
+/* The entry of a flow, established or not, or NULL. */
+static __always_inline struct flow *known_flow(bool v6, const union tuple_key *key)
+{
+	struct flow *f = established_flow(v6, key);
+	struct request *r;
+
+	if (f)
+		return f;
+	r = scratch();
+	return r && recall(v6, key, &r->entry.flow) ? &r->entry.flow : NULL;
 }
 
 /* Global functions, one a family: the verifier walks each once, whoever calls.

@@ -27,6 +27,9 @@ const volatile __u32 link_header = ETH_HLEN;
 /* The program is attached to a pod's device: its traffic has internal scope. */
 const volatile bool pod_device = false;
 
+/* Endpoints see this node as the source of everything. */
+const volatile bool masquerade_all = false;
+
 /* New flows a CPU may write in a window of 2^24 ns (16.8 ms). */
 const volatile __u32 new_flow_rate = 2000;
 

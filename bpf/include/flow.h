@@ -163,6 +163,8 @@ static __always_inline void touch_both(bool v6, struct flow *f, __u8 proto, __u8
 	f->last_seen = t;
 	if (closing)
 		f->state = FLOW_CLOSING;
+	if (f->action == FLOW_TUNNEL)
+		return; /* the other direction is another node's */
 	opposite_key(v6, f, proto, &key);
 	other = established_flow(v6, &key);
 	if (!other)

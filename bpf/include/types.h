@@ -290,7 +290,10 @@ enum flow_action {
 	FLOW_FORWARD = 2, /* request to an endpoint elsewhere: rewrite all, send on */
 	FLOW_ANSWER = 3, /* answer of an endpoint here, leaving: rewrite src */
 	FLOW_RETURN = 4, /* answer from elsewhere: rewrite all, send to the client */
-	FLOW_TUNNEL = 5, /* request to an endpoint elsewhere by DSR: encapsulate */
+	/* Request to an endpoint elsewhere that answers by itself: put into a
+	 * tunnel from src to dst. The one entry of its flow here.
+	 */
+	FLOW_TUNNEL = 5,
 };
 
 /* How long a flow without packets lives is told by what was seen of it. */
@@ -412,6 +415,15 @@ struct next_hop {
 	struct address source; /* of this node towards there; IPv4 in mapped form */
 };
 _Static_assert(sizeof(struct next_hop) == 40, "no hidden padding");
+
+/* Where tunnels end: endpoints of this node whose Services are answered
+ * directly. Service port 0 stands for any, and its value means nothing.
+ */
+struct tunnel_end_key {
+	struct address addr; /* IPv4 in mapped form */
+	__u32 service_port;
+};
+_Static_assert(sizeof(struct tunnel_end_key) == 20, "no hidden padding");
 
 /* New flows of one CPU within a window of 2^24 ns. */
 struct pressure {

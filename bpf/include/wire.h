@@ -10,6 +10,7 @@
 #include "connection.h"
 #include "icmp.h"
 #include "rewrite.h"
+#include "tunnel.h"
 
 /* Everything about one packet on its way through. */
 struct passage {
@@ -17,6 +18,7 @@ struct passage {
 	union tuple_key key;
 	struct address gateway; /* of ACT_RESOLVE */
 	__u32 ifindex; /* of ACT_SEND and ACT_RESOLVE */
+	bool tunnelled; /* in: the packet came out of a tunnel */
 };
 
 static __always_inline __u8 protocol(bool v6, const union tuple_key *key)
@@ -85,7 +87,7 @@ static __always_inline bool endpoint_serves(bool v6, const struct flow *f)
 
 static __always_inline bool is_request(const struct flow *f)
 {
-	return f->action == FLOW_DELIVER || f->action == FLOW_FORWARD;
+	return f->action == FLOW_DELIVER || f->action == FLOW_FORWARD || f->action == FLOW_TUNNEL;
 }
 
 /* Whether the first packet of a new connection has come for an old entry, or
@@ -177,9 +179,15 @@ static __always_inline enum act find_egress(context_t *ctx, bool v6, struct flow
 	return ACT_SEND;
 }
 
-static __always_inline bool too_big(context_t *ctx, const struct flow *f, __u32 length)
+/* What a flow's packets gain on their way. */
+static __always_inline __u32 overhead(bool v6, const struct flow *f)
 {
-	if (!f->mtu || length <= f->mtu)
+	return f->action == FLOW_TUNNEL ? ip_header(v6) : 0;
+}
+
+static __always_inline bool too_big(context_t *ctx, bool v6, const struct flow *f, __u32 length)
+{
+	if (!f->mtu || length + overhead(v6, f) <= f->mtu)
 		return false;
 	/* What is segmented later is not one packet of this length. */
 	return ON_XDP || !((struct __sk_buff *)ctx)->gso_size;
@@ -196,7 +204,7 @@ static __always_inline enum act expired(context_t *ctx, bool v6, const struct fl
 static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const struct flow *f,
 					     __u8 proto)
 {
-	__u32 mtu = f->mtu;
+	__u32 mtu = f->mtu - overhead(v6, f);
 
 	count_refusal(REASON_TOO_BIG, f->frontend, f->backend);
 	return answer_error(ctx, v6, proto, v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
@@ -237,16 +245,21 @@ static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage 
 		return act == ACT_DROP ? ACT_DROP : ACT_PASS;
 	if (!can_send(ctx, w->ifindex))
 		return ACT_PASS;
+	/* Nobody is told about an error (RFC 1122, 3.2.2; RFC 4443, 2.4). */
 	if (w->packet.ttl <= 1)
-		return expired(ctx, v6, f, proto);
-	if (act == ACT_SEND && too_big(ctx, f, w->packet.length))
-		return tell_too_big(ctx, v6, f, proto);
+		return w->packet.kind == PACKET_ICMP ? ACT_DROP : expired(ctx, v6, f, proto);
+	if (act == ACT_SEND && too_big(ctx, v6, f, w->packet.length))
+		return w->packet.kind == PACKET_ICMP ? ACT_DROP : tell_too_big(ctx, v6, f, proto);
+	if (f->action == FLOW_TUNNEL && !encapsulate(ctx, v6, &w->packet, f))
+		return ACT_DROP;
 	if (act == ACT_SEND) {
 		memcpy(dst_mac, f->dst_mac, ETH_ALEN);
 		memcpy(src_mac, f->src_mac, ETH_ALEN);
 		if (!rewrite_link(ctx, dst_mac, src_mac))
 			return ACT_DROP;
 	}
+	if (f->action == FLOW_TUNNEL)
+		return act;
 	return rewrite(ctx, v6, &w->packet, proto, f, true) ? act : ACT_DROP;
 }
 
@@ -260,6 +273,7 @@ static __always_inline enum act carry_out(context_t *ctx, bool v6, struct passag
 										      ACT_DROP;
 	case FLOW_FORWARD:
 	case FLOW_RETURN:
+	case FLOW_TUNNEL:
 		return send_on(ctx, v6, w, f);
 	}
 	return ACT_PASS;
@@ -288,6 +302,7 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 	if (!r)
 		return ACT_PASS;
 	key_to_tuple(v6, &w->key, &r->tuple);
+	r->tunnelled = w->tunnelled;
 	r->syn = syn || r->tuple.proto != IPPROTO_TCP;
 	decision = v6 ? new_flow6(ctx) : new_flow4(ctx);
 	switch (decision) {
@@ -300,7 +315,8 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 		count_refusal(r->reason, r->frontend, NOBODY);
 		return refuse(ctx, v6, w);
 	}
-	return ACT_PASS;
+	/* What came out of a tunnel must not reach the stack with a VIP on it. */
+	return w->tunnelled ? ACT_DROP : ACT_PASS;
 }
 
 /* Moves a flow that has proven itself to where no newcomer can push it out,
@@ -326,6 +342,18 @@ static __always_inline void promote(bool v6, struct request *r, const union tupl
 	retire(v6, &r->key);
 }
 
+/* The same for a flow whose answers go another way: nothing tells that it was
+ * answered but that the client goes on.
+ */
+static __always_inline void promote_alone(bool v6, struct request *r, const union tuple_key *key)
+{
+	r->entry.flow.state = FLOW_ESTABLISHED;
+	if (put_established(v6, key, &r->entry))
+		count(REASON_FLOW_TABLE_FULL);
+	else
+		retire(v6, key);
+}
+
 /* Notes a packet of a newcomer, r->entry of key. A flow is established by the
  * packet after the first answer: for TCP the client's, because an endpoint
  * repeats its answer to whoever opens and is gone.
@@ -336,6 +364,10 @@ static __always_inline void note_newcomer(bool v6, struct request *r, const unio
 	struct flow *f = &r->entry.flow;
 	bool tcp = protocol(v6, key) == IPPROTO_TCP;
 
+	if (f->action == FLOW_TUNNEL && !(tcp_flags & (TCP_FIN | TCP_RST))) {
+		promote_alone(v6, r, key);
+		return;
+	}
 	if (f->state == FLOW_NEW && !is_request(f)) {
 		/* The first answer: both entries know of it. */
 		amend(v6, key, FLOW_ESTABLISHED, now());
@@ -371,7 +403,7 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 		count(REASON_MALFORMED);
 	if (w->packet.kind <= PACKET_BROKEN || !config)
 		return ACT_PASS;
-	vip = maybe_vip(v6, &w->key);
+	vip = w->tunnelled || maybe_vip(v6, &w->key);
 	if (w->packet.kind == PACKET_ICMP)
 		return icmp_in(ctx, w, v6);
 	if (!follow_fragments(v6, w)) {
@@ -404,28 +436,18 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 	return vip ? first_packet(ctx, v6, w, syn) : ACT_PASS;
 }
 
-/* The entry by which an error is translated here, or NULL. */
-static __always_inline struct flow *error_entry(bool v6, const union tuple_key *key)
-{
-	struct flow *f = established_flow(v6, key);
-	struct request *r;
-
-	if (f)
-		return f;
-	r = scratch();
-	return r && recall(v6, key, &r->entry.flow) ? &r->entry.flow : NULL;
-}
-
 static __always_inline enum act error_in(context_t *ctx, bool v6, struct passage *w)
 {
 	struct wire_config *config = wire();
 	__u32 ports = error_key(ctx, v6, w->packet.l4, &w->key);
-	struct flow *f = ports ? error_entry(v6, &w->key) : NULL;
+	struct flow *f = ports ? known_flow(v6, &w->key) : NULL;
 	enum act act = ACT_SEND;
 	bool sent;
 
 	if (!f || !config || f->action == FLOW_ANSWER)
 		return ACT_PASS;
+	if (f->action == FLOW_TUNNEL) /* about an answer: for the node that sent that */
+		return send_on(ctx, v6, w, f);
 	sent = f->action != FLOW_DELIVER;
 	if (sent && f->route_generation != config->route_generation)
 		act = find_egress(ctx, v6, f, w, config->route_generation);
@@ -493,14 +515,14 @@ static __noinline int error_out(context_t *ctx, struct passage *w, bool v6)
 		return ACT_PASS;
 	if (v6) {
 		ports = error_key(ctx, true, w->packet.l4, &w->key);
-		f = ports ? error_entry(true, &w->key) : NULL;
+		f = ports ? known_flow(true, &w->key) : NULL;
 		if (f && f->action == FLOW_ANSWER &&
 		    !translate_error(ctx, true, &w->packet, ports, &w->key, f, false))
 			return ACT_DROP;
 		return ACT_PASS;
 	}
 	ports = error_key(ctx, false, w->packet.l4, &w->key);
-	f = ports ? error_entry(false, &w->key) : NULL;
+	f = ports ? known_flow(false, &w->key) : NULL;
 	if (f && f->action == FLOW_ANSWER &&
 	    !translate_error(ctx, false, &w->packet, ports, &w->key, f, false))
 		return ACT_DROP;

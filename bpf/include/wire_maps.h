@@ -86,6 +86,15 @@ struct {
 	__type(value, struct next_hop);
 } next_hops6 SEC(".maps");
 
+/* Endpoint's address and service port -> backend id. Agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct tunnel_end_key);
+	__type(value, __u32);
+} tunnel_ends SEC(".maps");
+
 /* The one entry counts new flows of each CPU. Written here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

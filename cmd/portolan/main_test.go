@@ -93,7 +93,7 @@ func whole() *objects {
 			Backends: api.Backends{Active: 9, Draining: 2}, Programming: api.Programming{Changes: 41, P50: 0.0021, P99: 0.0113, Last: noon.Add(-2 * time.Second)},
 			Tables:   []reconcile.Usage{{Table: "frontends4", Used: 256, Capacity: 1024}},
 			Denied:   []api.Denied{{Reason: "no-endpoint", Errno: "ECONNREFUSED", Count: 12}, {Reason: "source-range", Errno: "EACCES"}},
-			Problems: []service.Problem{}, Ineffective: []string{"--xdp"}, Degraded: []string{},
+			Problems: []service.Problem{}, Degraded: []string{},
 		},
 		services: api.ServiceList{Meta: api.Meta{APIVersion: api.Version, Kind: "ServiceList"}, Items: someServices()},
 	}

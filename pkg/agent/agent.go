@@ -91,6 +91,7 @@ const retryAfter = time.Second
 func New(cfg Config) (*Agent, error) {
 	l, err := loader.Open(loader.Config{
 		BPFFSRoot: cfg.Options.BPFFSRoot, CgroupRoot: cfg.Options.CgroupRoot, XDP: loader.XDPMode(cfg.Options.XDP),
+		MasqueradeAll: cfg.Options.MasqueradeAll,
 	})
 	if err != nil {
 		return nil, err
@@ -110,7 +111,10 @@ func New(cfg Config) (*Agent, error) {
 			a.missing = append(a.missing, fmt.Sprintf("%s (Linux %s): %s", f.Name, f.Since, f.Without))
 		}
 	}
-	a.compiler = compile.New(compile.Config{Node: a.node, MaxEndpoints: cfg.Options.MaxEndpoints})
+	a.compiler = compile.New(compile.Config{
+		Node: a.node, MaxEndpoints: cfg.Options.MaxEndpoints,
+		Algorithm: cfg.Options.Spread, Forwarding: cfg.Options.Forwarding, MaglevSize: cfg.Options.MaglevTableSize,
+	})
 	if err := a.prepare(); err != nil {
 		l.Close()
 		return nil, err

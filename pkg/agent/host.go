@@ -21,9 +21,6 @@ import (
 // tellOptions says once what of the configuration has no effect.
 func (a *Agent) tellOptions() {
 	opt := &a.cfg.Options
-	for _, flag := range opt.Ineffective {
-		a.log.Warn("flag has no effect yet", "flag", flag)
-	}
 	if len(opt.Ignored) > 0 {
 		a.log.Warn("fields of the configuration file are ignored", "file", opt.File, "fields", strings.Join(opt.Ignored, "; "))
 	}

@@ -32,7 +32,7 @@ func (a *Agent) Status() api.Status {
 		Flows:      a.flows / 2,
 		Services:   map[string]int{},
 		Tables:     a.reconciler.Stats(), Problems: a.problems.all(),
-		Ineffective: a.cfg.Options.Ineffective, Degraded: []string{},
+		Degraded: []string{},
 		Programming: api.Programming{
 			Changes: a.changes, Last: a.programming.last,
 			P50: a.programming.quantile(0.5).Seconds(), P99: a.programming.quantile(0.99).Seconds(),

@@ -50,7 +50,6 @@ type Status struct {
 	Tables      []reconcile.Usage `json:"tables"`
 	Denied      []Denied          `json:"denied"`
 	Problems    []service.Problem `json:"problems"`
-	Ineffective []string          `json:"ineffectiveFlags,omitempty"`
 	// Degraded says why the dataplane is not whole; empty: it is.
 	Degraded []string `json:"degraded"`
 }

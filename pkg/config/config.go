@@ -17,7 +17,9 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/node"
+	"portolan.dev/portolan/pkg/service"
 )
 
 // Config is what the agent runs with. The zero value is not usable: see Flags.
@@ -59,20 +61,18 @@ type Config struct {
 	// Traffic from the wire.
 	Devices, PodDevices, ClusterCIDRs []string
 	XDP, Algorithm, ForwardingMode    string
+	MaglevTableSize                   uint32
 	MasqueradePorts                   string
 	ExternalClusterIP, MasqueradeAll  bool
 	InsideCIDRs                       []netip.Prefix // ClusterCIDRs, read
 	MasqueradeFirst, MasqueradeLast   uint16         // MasqueradePorts, read
-	// Ineffective names the flags that were set and change nothing yet.
-	Ineffective []string
+	Spread                            service.Algorithm
+	Forwarding                        service.Forwarding
 	// Ignored names the fields of File that mean nothing here, with reasons.
 	Ignored []string
 
 	dump map[string]any
 }
-
-// later are the flags that this version accepts and that change nothing yet.
-var later = []string{"algorithm", "forwarding-mode", "masquerade-all"}
 
 // Flags declares all flags on a set, with their defaults.
 func (c *Config) Flags(f *pflag.FlagSet) {
@@ -98,16 +98,16 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 }
 
 func (c *Config) wireFlags(f *pflag.FlagSet) {
-	const later = "; accepted, but no effect yet"
 	f.StringSliceVar(&c.Devices, "devices", nil, "devices (`PATTERN`, as eth*) whose traffic from outside is translated (default: those with a default route or an address, and overlays)")
 	f.StringSliceVar(&c.PodDevices, "pod-devices", nil, "pods' devices (`PATTERN`) whose traffic is translated, for pods whose sockets this node does not see, as of virtual machines")
 	f.StringSliceVar(&c.ClusterCIDRs, "cluster-cidr", nil, "`CIDR`s of pods: their traffic counts as the cluster's own wherever it comes in")
 	f.StringVar(&c.XDP, "xdp", "disabled", "take packets before the stack: disabled, best-effort, generic or native")
 	f.StringVar(&c.MasqueradePorts, "masquerade-ports", "49152-65535", "source ports (`FIRST-LAST`) of traffic that is passed on to endpoints on other nodes; sockets of this node do not get them by chance (ip_local_reserved_ports)")
-	f.StringVar(&c.Algorithm, "algorithm", "random", "random or maglev"+later)
-	f.StringVar(&c.ForwardingMode, "forwarding-mode", "snat", "snat, dsr or hybrid"+later)
+	f.StringVar(&c.Algorithm, "algorithm", "random", "how flows from outside are spread over endpoints: random, or maglev (the same on every node, and little moves when endpoints come or go); a Service may say otherwise by the annotation portolan.dev/algorithm")
+	f.Uint32Var(&c.MaglevTableSize, "maglev-table-size", compile.DefaultMaglevSize, "slots of a Maglev table, 8 bytes each: a prime from 251 to 131071; a hundred times the endpoints keep their shares within 1 %")
+	f.StringVar(&c.ForwardingMode, "forwarding-mode", "snat", "how traffic from outside reaches endpoints on other nodes: snat (with this node's address), dsr (in a tunnel; they answer clients directly) or hybrid (dsr for TCP only); a Service may say otherwise by the annotation portolan.dev/forwarding-mode")
 	f.BoolVar(&c.ExternalClusterIP, "external-cluster-ip", false, "serve ClusterIPs to clients outside the cluster")
-	f.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "masquerade all traffic to Services"+later)
+	f.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "endpoints see this node as the source of all traffic from the wire")
 }
 
 // validateWire checks what concerns traffic from the wire.
@@ -115,8 +115,16 @@ func (c *Config) validateWire() error {
 	errs := []error{
 		node.ParsePatterns("devices", c.Devices), node.ParsePatterns("pod-devices", c.PodDevices),
 		oneOf("xdp", c.XDP, "disabled", "best-effort", "generic", "native"),
-		oneOf("algorithm", c.Algorithm, "random", "maglev"),
-		oneOf("forwarding-mode", c.ForwardingMode, "snat", "dsr", "hybrid"),
+	}
+	var err error
+	if c.Spread, err = service.ParseAlgorithm(c.Algorithm); err != nil {
+		errs = append(errs, fmt.Errorf("--algorithm %w", err))
+	}
+	if c.Forwarding, err = service.ParseForwarding(c.ForwardingMode); err != nil {
+		errs = append(errs, fmt.Errorf("--forwarding-mode %w", err))
+	}
+	if err := compile.CheckMaglevSize(c.MaglevTableSize); err != nil {
+		errs = append(errs, fmt.Errorf("--maglev-table-size %w", err))
 	}
 	for _, s := range c.ClusterCIDRs {
 		prefix, err := netip.ParsePrefix(s)
@@ -126,7 +134,6 @@ func (c *Config) validateWire() error {
 		}
 		c.InsideCIDRs = append(c.InsideCIDRs, prefix.Masked())
 	}
-	var err error
 	if c.MasqueradeFirst, c.MasqueradeLast, err = portRange(c.MasqueradePorts); err != nil {
 		errs = append(errs, fmt.Errorf("--masquerade-ports %s: %w", c.MasqueradePorts, err))
 	}
@@ -185,11 +192,6 @@ func (c *Config) Validate(f *pflag.FlagSet) error {
 		errs = append(errs, fmt.Errorf("--max-endpoints %d: use 1 to %d", c.MaxEndpoints, 1<<24-1))
 	}
 	errs = append(errs, oneOf("log-format", c.LogFormat, "text", "json"), c.validateWire())
-	for _, name := range later {
-		if flag := f.Lookup(name); flag != nil && flag.Changed {
-			c.Ineffective = append(c.Ineffective, "--"+name)
-		}
-	}
 	c.dump = dumpOf(f)
 	return errors.Join(errs...)
 }

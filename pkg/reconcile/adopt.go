@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"portolan.dev/portolan/bpf"
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/service"
@@ -21,6 +22,7 @@ type found struct {
 	frontends map[compile.FrontendKey]uint32
 	owners    map[netip.Addr]uint32
 	backends  map[uint32]map[netip.AddrPort]foundBackend // by service port
+	ends      map[bpf.LbTunnelEndKey]uint32
 }
 
 type foundBackend struct {
@@ -61,7 +63,9 @@ func (r *Reconciler) readTables() (*found, error) {
 		return nil, err
 	}
 	r.readBackends(f)
-	return f, nil
+	var err error
+	f.ends, err = r.set.TunnelEnds.Entries()
+	return f, err
 }
 
 func (r *Reconciler) readNames(f *found) error {
@@ -266,6 +270,9 @@ func (r *Reconciler) finishAdoption() error {
 		}
 	}
 	errs = append(errs, r.removeFoundSources())
+	for key := range f.ends {
+		errs = append(errs, r.set.TunnelEnds.Delete(key))
+	}
 	r.resetFilter()
 	r.storeNodePortRange()
 	// Programs may have read entries that were removed just now.

@@ -44,6 +44,9 @@ func (t *transaction) stage(c *compile.Change) error {
 	if err := t.stageSlots(p, c.Port); err != nil {
 		return err
 	}
+	if err := t.stageEnds(p, c.Port); err != nil {
+		return err
+	}
 	t.stageName(p, c.Port.Type)
 	p.refuse, p.affinity = c.Port.Refuse, c.Port.Affinity
 	p.maglev, p.direct = c.Port.MaglevSize > 0, c.Port.Direct
@@ -111,6 +114,9 @@ func (t *transaction) drop(p *port) {
 		t.freeSpan(p.local)
 	}
 	t.removeSources(p, p.sources)
+	for addr := range p.ends {
+		t.removeEnd(p, addr)
+	}
 	t.gone = append(t.gone, p)
 }
 

@@ -57,9 +57,10 @@ type Reconciler struct {
 	ports     map[compile.PortID]*port
 	frontends map[compile.FrontendKey]*frontend
 	addresses map[netip.Addr]*addressUse
-	filter    map[uint32]uint32 // bit of vip_filter -> addresses that set it
-	nodePorts map[uint16]int    // NodePort -> frontends
-	entries   [2]uint32         // in frontends4 and frontends6, owner entries too
+	filter    map[uint32]uint32  // bit of vip_filter -> addresses that set it
+	nodePorts map[uint16]int     // NodePort -> frontends
+	ends      map[netip.Addr]int // endpoint addresses of this node -> service ports that tunnels lead to
+	entries   [2]uint32          // in frontends4 and frontends6, owner entries too
 	node      Node
 
 	portIDs, frontendIDs, backends4, backends6 ids
@@ -97,6 +98,7 @@ type port struct {
 	refuse    bool
 	affinity  time.Duration
 	sources   []netip.Prefix
+	ends      map[netip.Addr]uint32 // in tunnel_ends: endpoints of this node -> backend ids
 	declared  []compile.Frontend
 	frontends []*frontend
 }
@@ -122,6 +124,7 @@ func New(cfg Config) (*Reconciler, error) {
 		addresses: map[netip.Addr]*addressUse{},
 		filter:    map[uint32]uint32{},
 		nodePorts: map[uint16]int{},
+		ends:      map[netip.Addr]int{},
 		failed:    map[compile.PortID]struct{}{},
 		wake:      make(chan struct{}, 1),
 		resized:   map[string]uint64{},

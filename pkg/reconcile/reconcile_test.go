@@ -5,6 +5,7 @@
 package reconcile
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -101,6 +102,22 @@ func tables(t rapidT, set *maps.Set) string {
 	for _, b := range resolved.Unnamed {
 		lines = append(lines, fmt.Sprintf("unnamed %s %x", b.Addr, b.Flags))
 	}
+	ends, err := set.TunnelEnds.Entries()
+	if err != nil {
+		t.Fatalf("read tunnel ends: %v", err)
+	}
+	for key, id := range ends {
+		addr := maps.FromAddr16(key.Addr).Unmap()
+		if key.ServicePort == 0 {
+			lines = append(lines, fmt.Sprintf("end %s of any", addr))
+			continue
+		}
+		name, ok, err := set.ServiceNames.Get(key.ServicePort)
+		if err != nil || !ok {
+			t.Fatalf("end %s of service port %d, which has no name: %v", addr, key.ServicePort, err)
+		}
+		lines = append(lines, fmt.Sprintf("end %s of %s/%s %s %d is there: %v", addr, maps.String(name.Namespace[:]), maps.String(name.Name[:]), maps.String(name.Port[:]), name.Proto, endIsThere(set, addr, id, key.ServicePort)))
+	}
 	names, err := set.ServiceNames.Entries()
 	if err != nil {
 		t.Fatalf("read names: %v", err)
@@ -138,6 +155,16 @@ func rangeLine(set *maps.Set, r *maps.Range) string {
 	slices.Sort(here)
 	slices.Sort(there)
 	return fmt.Sprintf("%x%v%v", r.Flags, here, there)
+}
+
+// endIsThere tells whether a backend is the one that the end of a tunnel names.
+func endIsThere(set *maps.Set, addr netip.Addr, id, port uint32) bool {
+	if addr.Is4() {
+		b := set.Backends4.Load(id)
+		return maps.FromAddr4(b.Addr) == addr && b.ServicePort == port && b.Flags&maps.BackendOnNode != 0 && b.Flags&maps.BackendStateMask != 0
+	}
+	b := set.Backends6.Load(id)
+	return maps.FromAddr16(b.Addr) == addr && b.ServicePort == port && b.Flags&maps.BackendOnNode != 0 && b.Flags&maps.BackendStateMask != 0
 }
 
 // maglevTable is every slot of a table, in order.
@@ -275,10 +302,11 @@ func image(t rapidT, s *maps.Set) string {
 	f4, err1 := s.Frontends4.Entries()
 	f6, err2 := s.Frontends6.Entries()
 	n, err3 := s.ServiceNames.Entries()
-	if err1 != nil || err2 != nil || err3 != nil {
-		t.Fatalf("read tables: %v %v %v", err1, err2, err3)
+	ends, err4 := s.TunnelEnds.Entries()
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		t.Fatalf("read tables: %v", err)
 	}
-	return fmt.Sprint(f4, f6, n, s.FrontendState.Words(0, 64), s.Slots.Words(0, s.Slots.Len()),
+	return fmt.Sprint(f4, f6, n, ends, s.FrontendState.Words(0, 64), s.Slots.Words(0, s.Slots.Len()),
 		s.Backends4.Words(0, 128), s.Backends6.Words(0, 128), s.VIPFilter.Words(0, s.VIPFilter.Len()), s.NodeConfig.Words(0, 1))
 }
 

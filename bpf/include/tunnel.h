@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Direct server return: a packet for an endpoint on another node goes there
+ * inside another one, with the endpoint's address outside and itself unchanged
+ * (RFC 2003, RFC 2473). The endpoint's node takes it out, finds the endpoint by
+ * that address, and answers the client by itself.
+ */
+#ifndef PORTOLAN_TUNNEL_H
+#define PORTOLAN_TUNNEL_H
+
+#include "answer.h"
+#include "connection.h"
+#include "icmp.h"
+
+#ifndef IPPROTO_IPV6
+#define IPPROTO_IPV6 41
+#endif
+#define TUNNEL_TTL 64
+
+static __always_inline __u32 ip_header(bool v6)
+{
+	return v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+}
+
+/* Whether a packet carries another one of its family: a glance at each packet. */
+static __always_inline bool is_tunnelled(context_t *ctx, bool v6)
+{
+	struct ipv6hdr *ip6 = packet_start(ctx) + link_header;
+	struct iphdr *ip4 = packet_start(ctx) + link_header;
+
+	if (v6)
+		return (void *)(ip6 + 1) <= packet_end(ctx) && ip6->nexthdr == IPPROTO_IPV6;
+	return (void *)(ip4 + 1) <= packet_end(ctx) && ip4->protocol == IPPROTO_IPIP;
+}
+
+/* Takes bytes away between the link header and what follows, or, when there
+ * are fewer than none, makes room there.
+ */
+static __always_inline bool cut(context_t *ctx, int bytes, __u64 flags)
+{
+	struct ethhdr link = {}, *eth = packet_start(ctx);
+
+	if (!ON_XDP)
+		return bpf_skb_adjust_room((struct __sk_buff *)ctx, -bytes, BPF_ADJ_ROOM_MAC,
+					   flags) == 0;
+	if (link_header) {
+		if ((void *)(eth + 1) > packet_end(ctx))
+			return false;
+		link = *eth;
+	}
+	if (bpf_xdp_adjust_head((struct xdp_md *)ctx, bytes))
+		return false;
+	if (link_header) {
+		eth = packet_start(ctx);
+		if ((void *)(eth + 1) > packet_end(ctx))
+			return false;
+		*eth = link;
+	}
+	return true;
+}
+
+/* A router takes one from what it passes on, also into a tunnel. */
+static __always_inline void take_hop(bool v6, void *ip)
+{
+	struct ipv6hdr *ip6 = ip;
+	struct iphdr *ip4 = ip;
+
+	if (v6) {
+		ip6->hop_limit--;
+		return;
+	}
+	ip4->check = adjusted(ip4->check, 0xfffe);
+	ip4->ttl--;
+}
+
+/* Puts a packet into another one, from this node to the endpoint of f. The flow
+ * label is the client's port, so that flows may take different paths (RFC 6438).
+ * tc makes the segments of a packet that is cut up later that much smaller.
+ */
+static __always_inline bool encapsulate(context_t *ctx, bool v6, const struct packet *p,
+					const struct flow *f)
+{
+	__u32 size = ip_header(v6);
+	__be32 class = 0;
+	__u8 tos = 0;
+	void *ip = packet_start(ctx) + link_header;
+
+	if (ip + size > packet_end(ctx))
+		return false;
+	take_hop(v6, ip);
+	if (v6)
+		class = *(__be32 *)ip & bpf_htonl(0x0ff00000);
+	else
+		tos = ((struct iphdr *)ip)->tos;
+	if (!cut(ctx, -(int)size,
+		 v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
+		return false;
+	ip = packet_start(ctx) + link_header;
+	if (ip + size > packet_end(ctx))
+		return false;
+	if (v6) {
+		const struct flow6 *f6 = (const void *)f;
+
+		write_ip6(ip, &f6->src, &f6->dst, IPPROTO_IPV6, p->length);
+		*(__be32 *)ip |= class | bpf_htonl(bpf_ntohs(f->sport));
+	} else {
+		const struct flow4 *f4 = (const void *)f;
+		struct iphdr *ip4 = ip;
+
+		write_ip4(ip4, f4->src, f4->dst, IPPROTO_IPIP, p->length + size);
+		ip4->check = adjusted(ip4->check, replaced(0, bpf_htons(tos)));
+		ip4->tos = tos;
+	}
+	return true;
+}
+
+/* What of a packet inside another one must be known to tell whose it is. */
+struct inside {
+	union tuple_key key;
+	__u32 l4; /* offset of the transport header; 0: the packet is none of ours */
+	__u32 fragment; /* id of the datagram, if it is a later fragment of one */
+	bool later;
+};
+
+static __always_inline void look_inside4(context_t *ctx, struct inside *in)
+{
+	struct iphdr *ip = packet_start(ctx) + link_header + sizeof(struct iphdr);
+
+	if ((void *)(ip + 1) > packet_end(ctx) || ip->version != 4 || ip->ihl < 5)
+		return;
+	in->key.v4.src = ip->saddr;
+	in->key.v4.dst = ip->daddr;
+	in->key.v4.proto = ip->protocol;
+	in->later = ip->frag_off & bpf_htons(IP_OFFSET);
+	in->fragment = ip->id;
+	in->l4 = link_header + sizeof(*ip) + ip->ihl * 4;
+}
+
+static __always_inline void look_inside6(context_t *ctx, struct inside *in)
+{
+	struct ipv6hdr *ip = packet_start(ctx) + link_header + sizeof(struct ipv6hdr);
+	struct fragment_header *h = (void *)(ip + 1);
+
+	if ((void *)(ip + 1) > packet_end(ctx) || ip->version != 6)
+		return;
+	memcpy(&in->key.v6.src, &ip->saddr, sizeof(in->key.v6.src));
+	memcpy(&in->key.v6.dst, &ip->daddr, sizeof(in->key.v6.dst));
+	in->key.v6.proto = ip->nexthdr;
+	in->l4 = link_header + 2 * sizeof(*ip);
+	if (ip->nexthdr != NEXT_FRAGMENT)
+		return;
+	in->l4 = 0;
+	if ((void *)(h + 1) > packet_end(ctx))
+		return;
+	in->key.v6.proto = h->next;
+	in->later = bpf_ntohs(h->offset) & 0xfff8;
+	in->fragment = h->id;
+	in->l4 = link_header + 2 * sizeof(*ip) + sizeof(*h);
+}
+
+/* Whether the packet inside is for a NodePort: its address may be another
+ * node's, so the port alone says so.
+ */
+static __always_inline bool for_nodeport(context_t *ctx, bool v6, const struct inside *in)
+{
+	struct tuple t = { .v6 = v6, .proto = v6 ? in->key.v6.proto : in->key.v4.proto };
+	struct address any = {};
+	struct ports *ports;
+	__u64 at = in->l4;
+
+	barrier_var(at);
+	if (at > MAX_L4)
+		return false;
+	ports = packet_start(ctx) + at;
+	if ((void *)(ports + 1) > packet_end(ctx))
+		return false;
+	return has_ports(t.proto) && lookup_key(&t, &any, ports->dest, t.proto) != NULL;
+}
+
+static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
+{
+	struct tuple t = { .v6 = v6 };
+	struct fragment_key first;
+	union tuple_key named = {};
+
+	if (v6)
+		t.dst = in->key.v6.dst;
+	else
+		t.dst.w[3] = in->key.v4.dst;
+	if (may_be_vip(&t))
+		return true;
+	if (in->later) {
+		first.src = v6 ? in->key.v6.src : mapped(in->key.v4.src);
+		first.dst = v6 ? in->key.v6.dst : mapped(in->key.v4.dst);
+		first.id = in->fragment;
+		first.proto = v6 ? in->key.v6.proto : in->key.v4.proto;
+		return bpf_map_lookup_elem(&fragments, &first) != NULL;
+	}
+	if ((v6 ? in->key.v6.proto : in->key.v4.proto) == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		return error_key(ctx, v6, in->l4, &named) && known_flow(v6, &named);
+	return for_nodeport(ctx, v6, in);
+}
+
+/* Takes a packet out of the one around it, if that was sent to an endpoint here
+ * on behalf of a Service; tells whether it did. Other people's tunnels, which
+ * may end at the same addresses, are let pass.
+ */
+static __always_inline int open_tunnel(context_t *ctx, bool v6)
+{
+	struct tunnel_end_key key = {};
+	struct inside in = {};
+	struct request *r = scratch();
+	void *ip = packet_start(ctx) + link_header;
+
+	if (!r || ip + ip_header(v6) > packet_end(ctx))
+		return false;
+	if (v6) {
+		memcpy(&key.addr, &((struct ipv6hdr *)ip)->daddr, sizeof(key.addr));
+	} else {
+		struct iphdr *ip4 = ip;
+
+		if (ip4->ihl != 5 || ip4->frag_off & bpf_htons(IP_OFFSET | IP_MF))
+			return false;
+		key.addr = mapped(ip4->daddr);
+	}
+	if (!bpf_map_lookup_elem(&tunnel_ends, &key))
+		return false;
+	if (v6)
+		look_inside6(ctx, &in);
+	else
+		look_inside4(ctx, &in);
+	if (!in.l4 || !is_ours(ctx, v6, &in))
+		return false;
+	r->end = key.addr;
+	return cut(ctx, ip_header(v6), BPF_F_ADJ_ROOM_FIXED_GSO);
+}
+
+/* Global functions: the verifier walks each once. */
+__noinline int open_tunnel4(context_t *ctx)
+{
+	return open_tunnel(ctx, false);
+}
+
+__noinline int open_tunnel6(context_t *ctx)
+{
+	return open_tunnel(ctx, true);
+}
+
+#endif
