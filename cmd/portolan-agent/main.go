@@ -66,7 +66,9 @@ func run(c config.Config) error {
 	if err != nil {
 		return err
 	}
-	a, err := agent.New(agent.Config{Options: c, Source: src, Mode: mode, Version: version, Logger: log, Recorder: recorder})
+	// An API server takes Events; files do not.
+	events, _ := src.(agent.EventSink)
+	a, err := agent.New(agent.Config{Options: c, Source: src, Mode: mode, Version: version, Logger: log, Recorder: recorder, Events: events})
 	if err != nil {
 		return err
 	}

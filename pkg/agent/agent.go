@@ -46,6 +46,8 @@ type Config struct {
 	Logger  *slog.Logger
 	// Recorder takes note of times; the source may use it, too.
 	Recorder *metrics.Recorder
+	// Events is nil where there is nobody to post Events to.
+	Events EventSink
 }
 
 // Agent is one dataplane's agent.
@@ -99,7 +101,7 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), queue: source.NewQueue(), loader: l,
 		node:        withPrimary(service.Node{Name: cfg.Options.NodeName}, cfg.Options.NodeIP),
-		problems:    newProblems(cfg.Logger),
+		problems:    newProblems(cfg.Logger, newTeller(cfg.Events, cfg.Logger)),
 		nodeChanged: make(chan struct{}, 1),
 		sweep:       make(chan struct{}, 1),
 		diary:       diary{log: cfg.Logger},
@@ -152,7 +154,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	updates := make(chan source.Update)
-	failed := make(chan error, 8)
+	failed := make(chan error, 10)
 	var running sync.WaitGroup
 	start := func(name string, run func(context.Context) error) {
 		running.Go(func() {
@@ -171,6 +173,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("sweep flows", a.sweepFlows)
 	start("health checks", a.answerChecks)
 	start("test dataplane", a.testDataplane)
+	start("tell events", a.problems.teller.run)
 	start("api", a.serve)
 	err := a.loop(ctx, updates, failed)
 	stop()

@@ -64,10 +64,11 @@ type problems struct {
 	mu       *sync.Mutex
 	byKey    map[string][]service.Problem
 	compiled uint64
+	teller   *teller
 }
 
-func newProblems(log *slog.Logger) problems {
-	return problems{log: log, mu: &sync.Mutex{}, byKey: map[string][]service.Problem{}}
+func newProblems(log *slog.Logger, teller *teller) problems {
+	return problems{log: log, teller: teller, mu: &sync.Mutex{}, byKey: map[string][]service.Problem{}}
 }
 
 func (p *problems) set(key string, list []service.Problem) {
@@ -80,11 +81,13 @@ func (p *problems) set(key string, list []service.Problem) {
 	for _, x := range list {
 		if !slices.Contains(old, x) {
 			p.log.Warn(x.Message, "object", x.Object, "reason", x.Reason)
+			p.teller.came(x)
 		}
 	}
 	for _, x := range old {
 		if !slices.Contains(list, x) {
 			p.log.Info("mended: "+x.Message, "object", x.Object, "reason", x.Reason)
+			p.teller.went(x)
 		}
 	}
 	if len(list) == 0 {
