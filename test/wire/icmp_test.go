@@ -110,9 +110,9 @@ func TestClientsLearnOfNarrowerPathsBehindTheNode(t *testing.T) {
 // the socket knows of a smaller path, and returns what it knows.
 func (s *stage) pathMTU(to netip.AddrPort, size int) (mtu int, err error) {
 	err = s.host.Do(func() error {
-		level, discover, probe, get, family := syscall.IPPROTO_IP, syscall.IP_MTU_DISCOVER, syscall.IP_PMTUDISC_DO, syscall.IP_MTU, "udp4"
+		level, discover, probe, get, family, headers := syscall.IPPROTO_IP, syscall.IP_MTU_DISCOVER, syscall.IP_PMTUDISC_DO, syscall.IP_MTU, "udp4", 28
 		if to.Addr().Is6() {
-			level, discover, get, family = syscall.IPPROTO_IPV6, syscall.IPV6_MTU_DISCOVER, syscall.IPV6_MTU, "udp6"
+			level, discover, get, family, headers = syscall.IPPROTO_IPV6, syscall.IPV6_MTU_DISCOVER, syscall.IPV6_MTU, "udp6", 48
 		}
 		conn, err := net.Dial(family, to.String())
 		if err != nil {
@@ -134,7 +134,7 @@ func (s *stage) pathMTU(to netip.AddrPort, size int) (mtu int, err error) {
 			return err
 		}
 		return world.Wait(short, func() error {
-			_, sendErr := conn.Write(make([]byte, size-48))
+			_, sendErr := conn.Write(make([]byte, size-headers))
 			if err := control(func(fd int) (err error) { mtu, err = syscall.GetsockoptInt(fd, level, get); return err }); err != nil {
 				return err
 			}
