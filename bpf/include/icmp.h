@@ -18,6 +18,12 @@ static __always_inline bool is_error(bool v6, __u8 type)
 	return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER;
 }
 
+static __always_inline bool is_too_big(bool v6, __u8 type, __u8 code)
+{
+	return v6 ? type == ICMP6_TOO_BIG :
+		    type == ICMP_UNREACHABLE && code == ICMP_FRAGMENTATION_NEEDED;
+}
+
 /* Where the inner transport header begins; 0 when it cannot be told. */
 static __always_inline __u32 inner_transport(context_t *ctx, bool v6, __u32 at, union tuple_key *key)
 {

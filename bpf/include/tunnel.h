@@ -201,6 +201,45 @@ static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
 	return for_nodeport(ctx, v6, in);
 }
 
+/* Reads the tuple of a packet without options inside one at an offset, and where
+ * that one was sent: what an error about it carries.
+ */
+static __always_inline bool tunnelled_key(context_t *ctx, bool v6, __u32 at, union tuple_key *key,
+					  struct address *end)
+{
+	void *ip = packet_start(ctx) + at;
+	struct ports *ports = ip + 2 * ip_header(v6);
+
+	/* Eight bytes of the transport header, as RFC 792 promises of the outer. */
+	if ((void *)ports + 8 > packet_end(ctx))
+		return false;
+	if (v6) {
+		struct ipv6hdr *outer = ip, *inner = outer + 1;
+
+		if (outer->nexthdr != IPPROTO_IPV6 || !has_ports(inner->nexthdr))
+			return false;
+		memcpy(end, &outer->daddr, sizeof(*end));
+		memcpy(&key->v6.src, &inner->saddr, sizeof(key->v6.src));
+		memcpy(&key->v6.dst, &inner->daddr, sizeof(key->v6.dst));
+		key->v6.sport = ports->source;
+		key->v6.dport = ports->dest;
+		key->v6.proto = inner->nexthdr;
+		return true;
+	}
+	struct iphdr *outer = ip, *inner = outer + 1;
+
+	if (outer->protocol != IPPROTO_IPIP || outer->ihl != 5 || inner->ihl != 5 ||
+	    !has_ports(inner->protocol) || inner->frag_off & bpf_htons(IP_OFFSET))
+		return false;
+	*end = mapped(outer->daddr);
+	key->v4.src = inner->saddr;
+	key->v4.dst = inner->daddr;
+	key->v4.sport = ports->source;
+	key->v4.dport = ports->dest;
+	key->v4.proto = inner->protocol;
+	return true;
+}
+
 /* Takes a packet out of the one around it, if that was sent to an endpoint here
  * on behalf of a Service; tells whether it did. Other people's tunnels, which
  * may end at the same addresses, are let pass.

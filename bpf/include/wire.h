@@ -482,14 +482,61 @@ static __always_inline bool is_published(bool v6, const union tuple_key *key)
 	return owner && *owner == ADDRESS_PUBLISHED;
 }
 
+/* A router says that a packet of ours in a tunnel is too large for its link: the
+ * client is told, of the packet that it sent, as if it had come from the VIP.
+ * What such a router sends back may end with the inner packet's ports.
+ */
+static __always_inline enum act tunnel_too_big(context_t *ctx, bool v6, struct passage *w,
+					       __u32 mtu)
+{
+	__u32 size = ip_header(v6), at = link_header + size + sizeof(struct icmp_header);
+	struct address end, endpoint;
+	struct request *r = scratch();
+	struct flow *f;
+
+	if (!r || w->packet.l4 != link_header + size ||
+	    !tunnelled_key(ctx, v6, at, &w->key, &end))
+		return ACT_PASS;
+	f = known_flow(v6, &w->key);
+	if (!f || f->action != FLOW_TUNNEL)
+		return ACT_PASS;
+	endpoint = new_destination(v6, f);
+	if (!same_address(&endpoint, &end))
+		return ACT_PASS;
+	count_refusal(REASON_TOO_BIG, f->frontend, f->backend);
+	key_to_tuple(v6, &w->key, &r->tuple);
+	turn_round(&r->tuple, &r->to);
+	if (!find_way(ctx, &r->to, &r->way, v6, false) ||
+	    (ON_XDP && (!r->way.resolved || !can_send(ctx, r->way.ifindex))))
+		return ACT_PASS;
+	w->ifindex = r->way.ifindex;
+	w->gateway = r->way.gateway;
+	if (!cut(ctx, sizeof(struct icmp_header) + 2 * size, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	    !make_error(ctx, v6, 8, v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
+			v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu - size))
+		return ACT_DROP;
+	if (!r->way.resolved)
+		return ACT_RESOLVE;
+	return rewrite_link(ctx, r->way.dst_mac, r->way.src_mac) ? ACT_SEND : ACT_DROP;
+}
+
 static __noinline int icmp_in(context_t *ctx, struct passage *w, bool v6)
 {
 	struct icmp_header *icmp = packet_start(ctx) + w->packet.l4;
+	enum act act;
+	__u32 mtu;
 	__u8 type;
 
 	if (w->packet.l4 > MAX_L4 || (void *)(icmp + 1) > packet_end(ctx))
 		return ACT_PASS;
 	type = icmp->type;
+	mtu = bpf_ntohl(icmp->rest);
+	if (is_too_big(v6, type, icmp->code)) {
+		act = v6 ? tunnel_too_big(ctx, true, w, mtu) :
+			   tunnel_too_big(ctx, false, w, mtu & 0xffff);
+		if (act != ACT_PASS)
+			return act;
+	}
 	if (is_error(v6, type))
 		return v6 ? error_in(ctx, true, w) : error_in(ctx, false, w);
 	if (type != (v6 ? ICMP6_ECHO : ICMP_ECHO))

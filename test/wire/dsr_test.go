@@ -112,6 +112,40 @@ func TestEndpointsElsewhereLearnOfNarrowerPathsToClients(t *testing.T) {
 	})
 }
 
+// A router between the nodes says that a tunnelled packet is too large for its
+// link: the client has to learn of it.
+func TestClientsLearnOfNarrowerPathsBetweenNodes(t *testing.T) {
+	both(t, func(t *testing.T, s *stage) {
+		s.serve(direct(), s.far[0])
+		for name, addr := range s.frontends() {
+			to := netip.MustParseAddrPort(addr)
+			client, node, endpoint, overhead := s.host.IPv4(), s.here.IPv4(), s.far[0].IPv4(), 20
+			if to.Addr().Is6() {
+				client, node, endpoint, overhead = s.host.IPv6(), s.here.IPv6(), s.far[0].IPv6(), 40
+			}
+			conn, err := s.dial("udp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			for range 2 { // the second one makes an established flow of it
+				if _, err := conn.Write([]byte("hello\n")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			from := netip.AddrPortFrom(client, uint16(conn.LocalAddr().(*net.UDPAddr).Port))
+			err = errors.Join(
+				s.there.Do(func() error {
+					return tooBig(node, 1400, packet(node, endpoint, packet(from.Addr(), to.Addr(), ports(from, to))))
+				}),
+				world.Wait(short, func() error { return s.host.Do(func() error { return knows(to.Addr(), 1400-overhead) }) }))
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}
+
 // narrowBack has the client's side say that an answer to it was too large, and
 // waits until the endpoint knows.
 func (s *stage) narrowBack(addr string, pod *world.Pod) error {
@@ -128,45 +162,60 @@ func (s *stage) narrowBack(addr string, pod *world.Pod) error {
 	if _, err := conn.Write([]byte("hello")); err != nil {
 		return err
 	}
-	port := conn.LocalAddr().(*net.UDPAddr).Port
+	from := netip.AddrPortFrom(client, uint16(conn.LocalAddr().(*net.UDPAddr).Port))
 	return errors.Join(
-		s.host.Do(func() error { return tooBig(to, netip.AddrPortFrom(client, uint16(port)), 1300) }),
-		world.Wait(short, func() error {
-			return pod.Do(func() error {
-				routes, err := netlink.RouteGet(client.AsSlice())
-				if err == nil && routes[0].MTU != 1300 {
-					err = fmt.Errorf("the endpoint's way to %s has MTU %d, want 1300", client, routes[0].MTU)
-				}
-				return err
-			})
-		}))
+		s.host.Do(func() error { return tooBig(to.Addr(), 1300, packet(to.Addr(), client, ports(to, from))) }),
+		world.Wait(short, func() error { return pod.Do(func() error { return knows(client, 1300) }) }))
 }
 
-// tooBig sends a router's complaint about a UDP answer from a VIP to a client.
-func tooBig(vip, client netip.AddrPort, mtu uint16) error {
-	answer := binary.BigEndian.AppendUint16(nil, vip.Port())
-	answer = binary.BigEndian.AppendUint16(answer, client.Port())
-	answer = append(answer, 5, 120, 0, 0)
-	network := "ip4:icmp"
-	var message []byte
-	if vip.Addr().Is4() {
-		message = []byte{3, 4, 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}
-		message = append(message, 0x45, 0, 5, 140, 0, 0, 0x40, 0, 64, 17, 0, 0)
-	} else {
-		network = "ip6:ipv6-icmp"
-		message = []byte{2, 0, 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}
-		message = append(message, 0x60, 0, 0, 0, 5, 120, 17, 64)
+// knows tells whether this namespace knows of a path's MTU.
+func knows(to netip.Addr, mtu int) error {
+	routes, err := netlink.RouteGet(to.AsSlice())
+	if err == nil && routes[0].MTU != mtu {
+		err = fmt.Errorf("the way to %s has MTU %d, want %d", to, routes[0].MTU, mtu)
 	}
-	message = append(message, vip.Addr().AsSlice()...)
-	message = append(message, client.Addr().AsSlice()...)
-	if vip.Addr().Is4() {
-		setChecksum(message[8:28], 10)
-		message = append(message, answer...)
-		setChecksum(message, 2)
+	return err
+}
+
+// ports begins a UDP header.
+func ports(from, to netip.AddrPort) []byte {
+	b := binary.BigEndian.AppendUint16(nil, from.Port())
+	return append(binary.BigEndian.AppendUint16(b, to.Port()), 5, 120, 0, 0)
+}
+
+// packet is the beginning of a large packet that holds UDP, or another packet
+// of its family.
+func packet(from, to netip.Addr, holds []byte) []byte {
+	var b []byte
+	if from.Is4() {
+		b = []byte{0x45, 0, 5, 140, 0, 0, 0x40, 0, 64, 17, 0, 0}
+		if holds[0] == 0x45 && len(holds) > 8 {
+			b[9] = 4
+		}
 	} else {
-		message = append(message, answer...) // the kernel computes ICMPv6's
+		b = []byte{0x60, 0, 0, 0, 5, 120, 17, 64}
+		if holds[0] == 0x60 && len(holds) > 8 {
+			b[6] = 41
+		}
 	}
-	conn, err := net.Dial(network, vip.Addr().String())
+	b = append(append(b, from.AsSlice()...), to.AsSlice()...)
+	if from.Is4() {
+		setChecksum(b, 10)
+	}
+	return append(b, holds...)
+}
+
+// tooBig sends a router's complaint about a packet.
+func tooBig(to netip.Addr, mtu uint16, about []byte) error {
+	network, message := "ip6:ipv6-icmp", []byte{2, 0, 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}
+	if to.Is4() {
+		network, message[0], message[1] = "ip4:icmp", 3, 4
+	}
+	message = append(message, about...)
+	if to.Is4() {
+		setChecksum(message, 2) // the kernel computes ICMPv6's
+	}
+	conn, err := net.Dial(network, to.String())
 	if err != nil {
 		return err
 	}
