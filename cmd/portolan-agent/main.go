@@ -88,7 +88,11 @@ func newSource(c *config.Config, log *slog.Logger, requests kube.Requests) (agen
 	if c.Kubeconfig != "" {
 		mode = "kubeconfig " + c.Kubeconfig
 	}
-	s, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log, Requests: requests})
+	remembered, err := agent.ReadAPIServers(c.StateDir)
+	if err != nil {
+		log.Warn("API servers are not remembered from before", "error", err)
+	}
+	s, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log, Requests: requests, APIServers: remembered})
 	return s, mode, err
 }
 

@@ -75,14 +75,17 @@ type Agent struct {
 	programming latencies
 	changes     uint64
 	missing     []string // optional features of the kernel, and what that means
+	keeper      *keeper
+	apiServers  []netip.AddrPort
 	checks      *health.Checks
 	proxy       *health.Proxy
 	recorder    *metrics.Recorder
 
-	nodeChanged   chan struct{}
-	sweep         chan struct{}
-	checksChanged chan struct{}
-	diary         diary
+	nodeChanged       chan struct{}
+	sweep             chan struct{}
+	checksChanged     chan struct{}
+	apiServersChanged chan struct{}
+	diary             diary
 }
 
 // retryAfter is how long a service port that could not be written waits.
@@ -106,6 +109,7 @@ func New(cfg Config) (*Agent, error) {
 		sweep:       make(chan struct{}, 1),
 		diary:       diary{log: cfg.Logger},
 		checks:      health.NewChecks(), checksChanged: make(chan struct{}, 1),
+		keeper: newKeeper(), apiServersChanged: make(chan struct{}, 1),
 		recorder: cfg.Recorder,
 	}
 	for _, f := range loader.Features() {
@@ -173,6 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("sweep flows", a.sweepFlows)
 	start("health checks", a.answerChecks)
 	start("test dataplane", a.testDataplane)
+	start("remember API servers", a.rememberAPIServers)
 	start("tell events", a.problems.teller.run)
 	start("api", a.serve)
 	err := a.loop(ctx, updates, failed)
@@ -266,6 +271,7 @@ func (a *Agent) apply(u source.Update) error {
 		defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	}
 	a.proxy.Begin(begin)
+	a.guardAPIServers(&u)
 	var errs []error
 	if u.Node != nil {
 		a.node = withPrimary(*u.Node, a.cfg.Options.NodeIP)

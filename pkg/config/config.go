@@ -33,6 +33,7 @@ type Config struct {
 	CgroupRoot string
 	BPFFSRoot  string
 	Socket     string
+	StateDir   string
 	NetnsDir   string
 
 	HealthzBindAddress string
@@ -84,6 +85,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup2 `DIR` whose sockets are served (default: the cgroup2 mount)")
 	f.StringVar(&c.BPFFSRoot, "bpffs-root", "/sys/fs/bpf/portolan", "`DIR` on a bpffs for the tables and links that outlive the agent")
 	f.StringVar(&c.Socket, "socket", "/run/portolan/agent.sock", "unix socket `PATH` for the portolan command")
+	f.StringVar(&c.StateDir, "state-dir", "/var/lib/portolan", "`DIR` that outlives a boot, for the API servers' endpoints: by them the agent comes up where the API server's address is a Service; empty: off")
 	f.StringVar(&c.NetnsDir, "netns-dir", "/run/netns", "`DIR` of network namespaces in which UDP sockets of stopped backends are closed; needs CAP_SYS_ADMIN; empty: only the agent's own")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz, /livez and /readyz; empty: off")
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics; empty: off")

@@ -261,4 +261,5 @@ const (
 	ReasonHealthPort      = "health-port" // a health check cannot be answered
 	ReasonDataplane       = "dataplane"   // the kernel does not do what it was told
 	ReasonHost            = "host"        // a setting of this node could not be made
+	ReasonKept            = "kept"        // an update is not believed, what was before stays
 )

@@ -99,6 +99,7 @@ func (n *Node) AgentFlags() []string {
 		"--socket", n.Socket(),
 		"--healthz-bind-address", "",
 		"--metrics-bind-address", "",
+		"--state-dir", n.Dir(),
 	}
 }
 

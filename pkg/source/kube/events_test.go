@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,24 +40,31 @@ func newAPIServer(t *testing.T) *apiServer {
 	a := &apiServer{t: t, status: http.StatusCreated}
 	server := httptest.NewServer(a)
 	t.Cleanup(server.Close)
+	a.follow(fmt.Sprintf("server: %q", server.URL))
+	return a
+}
+
+// follow makes a source of a kubeconfig with this cluster.
+func (a *apiServer) follow(cluster string, remembered ...netip.AddrPort) {
+	t := a.t
+	t.Helper()
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	text := fmt.Sprintf(`
 apiVersion: v1
 kind: Config
 current-context: c
 contexts: [{name: c, context: {cluster: c, user: u}}]
-clusters: [{name: c, cluster: {server: %q}}]
+clusters: [{name: c, cluster: {%s}}]
 users: [{name: u, user: {}}]
-`, server.URL)
+`, cluster)
 	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var err error
-	a.source, err = New(Config{Kubeconfig: kubeconfig, NodeName: "worker-1", Logger: slog.New(slog.DiscardHandler)})
+	a.source, err = New(Config{Kubeconfig: kubeconfig, NodeName: "worker-1", Logger: slog.New(slog.DiscardHandler), APIServers: remembered})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a
 }
 
 func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
@@ -49,12 +50,16 @@ type Config struct {
 	Logger     *slog.Logger
 	// Requests is optional.
 	Requests Requests
+	// APIServers are the endpoints by which API servers were reached last; they
+	// are tried when the configured address does not answer.
+	APIServers []netip.AddrPort
 }
 
 // Source follows an API server.
 type Source struct {
 	cfg     Config
 	rest    *rest.Config
+	http    *http.Client
 	scheme  *runtime.Scheme
 	convert source.Converter
 
@@ -90,6 +95,10 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("prepare to read API objects: %w", err)
 	}
 	observe(cfg.Requests)
+	restConfig.Dial = newDialer(restConfig.Host, cfg.APIServers, cfg.Kubeconfig == "").Dial
+	if s.http, err = rest.HTTPClientFor(restConfig); err != nil {
+		return nil, fmt.Errorf("prepare to talk to the API server: %w", err)
+	}
 	klog.SetSlogLogger(slog.New(quiet{cfg.Logger.Handler()}))
 	return s, nil
 }
@@ -145,7 +154,7 @@ func (s *Source) client(gv schema.GroupVersion) (*rest.RESTClient, error) {
 		c.APIPath = "/api"
 	}
 	c.NegotiatedSerializer = serializer.NewCodecFactory(s.scheme).WithoutConversion()
-	return rest.RESTClientFor(c)
+	return rest.RESTClientForConfigAndClient(c, s.http)
 }
 
 // follow keeps a reflector running.
