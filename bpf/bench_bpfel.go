@@ -58,8 +58,14 @@ const (
 	BenchMapVipFilter       = "vip_filter"
 	BenchMapWireConfig      = "wire_config"
 	BenchProgEmpty          = "empty"
+	BenchProgFilter4        = "filter4"
 	BenchProgFloor4         = "floor4"
 	BenchProgFloor6         = "floor6"
+	BenchProgFlow4          = "flow4"
+	BenchProgFrontend4      = "frontend4"
+	BenchProgNewcomer4      = "newcomer4"
+	BenchProgParse4Only     = "parse4_only"
+	BenchProgPick4          = "pick4"
 	BenchProgRun4           = "run4"
 	BenchProgRun6           = "run6"
 	BenchVarHostNetnsCookie = "host_netns_cookie"
@@ -113,11 +119,17 @@ type BenchSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BenchProgramSpecs struct {
-	Empty  *ebpf.ProgramSpec `ebpf:"empty"`
-	Floor4 *ebpf.ProgramSpec `ebpf:"floor4"`
-	Floor6 *ebpf.ProgramSpec `ebpf:"floor6"`
-	Run4   *ebpf.ProgramSpec `ebpf:"run4"`
-	Run6   *ebpf.ProgramSpec `ebpf:"run6"`
+	Empty      *ebpf.ProgramSpec `ebpf:"empty"`
+	Filter4    *ebpf.ProgramSpec `ebpf:"filter4"`
+	Floor4     *ebpf.ProgramSpec `ebpf:"floor4"`
+	Floor6     *ebpf.ProgramSpec `ebpf:"floor6"`
+	Flow4      *ebpf.ProgramSpec `ebpf:"flow4"`
+	Frontend4  *ebpf.ProgramSpec `ebpf:"frontend4"`
+	Newcomer4  *ebpf.ProgramSpec `ebpf:"newcomer4"`
+	Parse4Only *ebpf.ProgramSpec `ebpf:"parse4_only"`
+	Pick4      *ebpf.ProgramSpec `ebpf:"pick4"`
+	Run4       *ebpf.ProgramSpec `ebpf:"run4"`
+	Run6       *ebpf.ProgramSpec `ebpf:"run6"`
 }
 
 // BenchMapSpecs contains maps before they are loaded into the kernel.
@@ -276,18 +288,30 @@ type BenchVariables struct {
 //
 // It can be passed to LoadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BenchPrograms struct {
-	Empty  *ebpf.Program `ebpf:"empty"`
-	Floor4 *ebpf.Program `ebpf:"floor4"`
-	Floor6 *ebpf.Program `ebpf:"floor6"`
-	Run4   *ebpf.Program `ebpf:"run4"`
-	Run6   *ebpf.Program `ebpf:"run6"`
+	Empty      *ebpf.Program `ebpf:"empty"`
+	Filter4    *ebpf.Program `ebpf:"filter4"`
+	Floor4     *ebpf.Program `ebpf:"floor4"`
+	Floor6     *ebpf.Program `ebpf:"floor6"`
+	Flow4      *ebpf.Program `ebpf:"flow4"`
+	Frontend4  *ebpf.Program `ebpf:"frontend4"`
+	Newcomer4  *ebpf.Program `ebpf:"newcomer4"`
+	Parse4Only *ebpf.Program `ebpf:"parse4_only"`
+	Pick4      *ebpf.Program `ebpf:"pick4"`
+	Run4       *ebpf.Program `ebpf:"run4"`
+	Run6       *ebpf.Program `ebpf:"run6"`
 }
 
 func (p *BenchPrograms) Close() error {
 	return _BenchClose(
 		p.Empty,
+		p.Filter4,
 		p.Floor4,
 		p.Floor6,
+		p.Flow4,
+		p.Frontend4,
+		p.Newcomer4,
+		p.Parse4Only,
+		p.Pick4,
 		p.Run4,
 		p.Run6,
 	)

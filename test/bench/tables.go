@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"time"
@@ -66,7 +67,41 @@ func tables(*bed) ([]figure, error) {
 		d.reconciler.Tables().Close()
 		d.barrier.Close()
 	}
-	return out, nil
+	table, err := maglevTable()
+	return append(out, table), err
+}
+
+// maglevTable measures an endpoint change of a Service with a Maglev table: the
+// table is filled anew and published.
+func maglevTable() (figure, error) {
+	d, err := newDataplane(nil)
+	if err != nil {
+		return figure{}, err
+	}
+	defer d.barrier.Close()
+	u := objects(0, 1, 100, 100)
+	for _, s := range u.Services {
+		s.Algorithm, s.ExternalIPs = service.Maglev, []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	}
+	if err := d.apply(u); err != nil {
+		return figure{}, err
+	}
+	defer d.reconciler.Tables().Close()
+	var times []float64
+	for version := 1; version <= 300; version++ {
+		s := slice(0, 0, 100, 1+version%50)
+		begin := time.Now()
+		err := d.apply(compile.Update{Slices: map[service.Name]*service.EndpointSlice{s.Name: s}})
+		times = append(times, time.Since(begin).Seconds()*1e6)
+		if err != nil {
+			return figure{}, err
+		}
+		if err := d.reconciler.RecycleNow(); err != nil {
+			return figure{}, err
+		}
+	}
+	value := median(times)
+	return figure{fmt.Sprintf("Maglev table of %d slots built and published", compile.DefaultMaglevSize), value, "us", "", 0, 500, value <= 500}, nil
 }
 
 // oneEndpoint measures the change of one endpoint beside other Services.

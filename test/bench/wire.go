@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -26,31 +27,57 @@ const (
 // many is the number of flows that do not fit into a cache.
 const many = 100_000
 
-// wire measures what the XDP program takes for a packet: the kernel's own
-// figure of repeated test runs, less what writing the packet takes, so that
+// wire measures what the XDP and tc programs take for a packet: the kernel's
+// own figure of repeated test runs, less what writing the packet takes, so that
 // the cost of calling an empty program is in it.
 func wire(*bed) ([]figure, error) {
+	small, err := wireFigures(xdp, 1_000)
+	if err != nil {
+		return nil, err
+	}
+	large, err := wireFigures(xdp, 100_000)
+	if err != nil {
+		return nil, err
+	}
+	tcs, err := wireFigures(tc, 1_000)
+	if err != nil {
+		return nil, err
+	}
 	var out []figure
-	small, err := wireFigures(1_000)
-	if err != nil {
-		return nil, err
-	}
-	large, err := wireFigures(100_000)
-	if err != nil {
-		return nil, err
-	}
+	byName := map[string]figure{}
 	for i, f := range small {
 		out = append(out, f)
+		byName[f.Name] = f
 		if f.Name == "XDP IPv4 established, one flow" || f.Name == "XDP IPv4 new flow" {
 			ratio := large[i].Value / f.Value
 			out = append(out, figure{f.Name + ", 100,000 Services", ratio, "x", "1,000 Services", f.Value, 1.3, ratio <= 1.3})
 		}
 	}
+	// tc may take 40 ns more than XDP did just now.
+	for _, f := range tcs {
+		x := byName[xdp.name+strings.TrimPrefix(f.Name, tc.name)]
+		f.Baseline, f.BaselineValue, f.Bar = "XDP, ns", x.Value, x.Value+40
+		f.Pass = f.Value <= f.Bar
+		out = append(out, f)
+	}
 	return out, nil
 }
 
+// hook is where programs run, and what they end with.
+type hook struct {
+	name         string
+	load         func() (*ebpf.CollectionSpec, error)
+	passed, sent uint32
+}
+
+var (
+	xdp = hook{"XDP", bpf.LoadBench, 2, 3}
+	tc  = hook{"tc", bpf.LoadBenchTc, 0, 4}
+)
+
 // lane is a family's programs and packets.
 type lane struct {
+	hook         hook
 	name         string // "IPv4"
 	v6           bool
 	run, floor   *ebpf.Program
@@ -59,9 +86,10 @@ type lane struct {
 	vip          netip.Addr
 	overhead     float64 // of floor over empty, ns
 	flows, other *ebpf.Map
+	steps        map[string]*ebpf.Program // to be measured one by one; nil: not
 }
 
-func wireFigures(services int) ([]figure, error) {
+func wireFigures(h hook, services int) ([]figure, error) {
 	d, err := wireTables(services)
 	if err != nil {
 		return nil, err
@@ -70,11 +98,11 @@ func wireFigures(services int) ([]figure, error) {
 	defer d.reconciler.Tables().Close()
 	var out []figure
 	for _, flood := range []bool{false, true} {
-		programs, err := wirePrograms(d.reconciler.Tables(), flood)
+		programs, err := wirePrograms(h, d.reconciler.Tables(), flood)
 		if err != nil {
 			return nil, err
 		}
-		for _, l := range lanes(programs, d.reconciler.Tables()) {
+		for _, l := range lanes(h, programs, d.reconciler.Tables()) {
 			some, err := l.measure(flood)
 			if err != nil {
 				programs.Close()
@@ -141,8 +169,8 @@ func resolved(set *maps.Set) error {
 	return nil
 }
 
-func wirePrograms(set *maps.Set, flood bool) (*ebpf.Collection, error) {
-	spec, err := bpf.LoadBench()
+func wirePrograms(h hook, set *maps.Set, flood bool) (*ebpf.Collection, error) {
+	spec, err := h.load()
 	if err != nil {
 		return nil, err
 	}
@@ -166,13 +194,14 @@ func wirePrograms(set *maps.Set, flood bool) (*ebpf.Collection, error) {
 	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
 }
 
-func lanes(c *ebpf.Collection, set *maps.Set) []*lane {
-	return []*lane{
-		{name: "IPv4", run: c.Programs["run4"], floor: c.Programs["floor4"], empty: c.Programs["empty"], packet: c.Maps["traffic"],
-			vip: netip.MustParseAddr("192.0.2.10"), flows: set.Map(maps.Flows4), other: set.Map(maps.Newcomers4)},
-		{name: "IPv6", v6: true, run: c.Programs["run6"], floor: c.Programs["floor6"], empty: c.Programs["empty"], packet: c.Maps["traffic"],
-			vip: netip.MustParseAddr("2001:db8::10"), flows: set.Map(maps.Flows6), other: set.Map(maps.Newcomers6)},
+func lanes(h hook, c *ebpf.Collection, set *maps.Set) []*lane {
+	v4 := &lane{hook: h, name: "IPv4", run: c.Programs["run4"], floor: c.Programs["floor4"], empty: c.Programs["empty"], packet: c.Maps["traffic"],
+		vip: netip.MustParseAddr("192.0.2.10"), flows: set.Map(maps.Flows4), other: set.Map(maps.Newcomers4)}
+	if c.Programs["pick4"] != nil {
+		v4.steps = c.Programs
 	}
+	return []*lane{v4, {hook: h, name: "IPv6", v6: true, run: c.Programs["run6"], floor: c.Programs["floor6"], empty: c.Programs["empty"], packet: c.Maps["traffic"],
+		vip: netip.MustParseAddr("2001:db8::10"), flows: set.Map(maps.Flows6), other: set.Map(maps.Newcomers6)}}
 }
 
 // bars of the IPv4 figures, in ns; IPv6 may take 1.4 times as long.
@@ -186,7 +215,7 @@ func (l *lane) figure(name string, value float64) figure {
 	if l.v6 {
 		bar *= 1.4
 	}
-	return figure{"XDP " + l.name + " " + name, value, "ns", "empty program", l.overhead, bar, value <= bar}
+	return figure{l.hook.name + " " + l.name + " " + name, value, "ns", "empty program", l.overhead, bar, value <= bar}
 }
 
 func (l *lane) measure(flood bool) ([]figure, error) {
@@ -208,7 +237,7 @@ func (l *lane) measure(flood bool) ([]figure, error) {
 		if err := l.set(l.frame(l.vip, syn), 1, unseen); err != nil {
 			return nil, err
 		}
-		ns, err := l.median(l.run, 3)
+		ns, err := l.median(l.run, l.hook.sent)
 		return []figure{l.figure("new flow, none written", net(ns))}, err
 	}
 	var out []figure
@@ -227,7 +256,7 @@ func (l *lane) measure(flood bool) ([]figure, error) {
 	if l.v6 {
 		stranger = netip.MustParseAddr("2001:db8:ffff::1")
 	}
-	if err := measured("not ours", l.frame(stranger, ack), 1, 2); err != nil {
+	if err := measured("not ours", l.frame(stranger, ack), 1, l.hook.passed); err != nil {
 		return nil, err
 	}
 	ns, err := l.newFlows()
@@ -238,11 +267,58 @@ func (l *lane) measure(flood bool) ([]figure, error) {
 	if err := l.establish(many); err != nil {
 		return nil, err
 	}
-	return out, errors.Join(
-		measured("established, one flow", l.frame(l.vip, ack), 1, 3),
-		measured("established, 100,000 flows", l.frame(l.vip, ack), many, 3),
+	err = errors.Join(
+		measured("established, one flow", l.frame(l.vip, ack), 1, l.hook.sent),
+		measured("established, 100,000 flows", l.frame(l.vip, ack), many, l.hook.sent),
 		l.answers(measured),
 	)
+	if err != nil || l.steps == nil {
+		return out, err
+	}
+	prices, err := l.prices(floor - empty)
+	return append(out, prices...), err
+}
+
+// prices are what each step of a packet's way adds to those before, hot.
+func (l *lane) prices(overhead float64) ([]figure, error) {
+	var out []figure
+	times := map[string]float64{}
+	for _, s := range []struct{ name, program, after string }{
+		{"parsing", "parse4_only", ""}, {"+ look-up in vip_filter", "filter4", "parse4_only"},
+		{"+ look-up of the flow", "flow4", "filter4"}, {"+ or of a newcomer", "newcomer4", "filter4"},
+		{"+ or of the frontend", "frontend4", "filter4"}, {"  + state, slot and backend", "pick4", "frontend4"},
+	} {
+		round := uint32(0)
+		if s.program == "newcomer4" {
+			round = 98
+			if err := l.open(round); err != nil {
+				return nil, err
+			}
+		}
+		if err := l.set(l.frame(l.vip, ack), 1, round); err != nil {
+			return nil, err
+		}
+		ns, err := l.median(l.steps[s.program], l.hook.sent)
+		if err != nil {
+			return nil, fmt.Errorf("step %s: %w", s.program, err)
+		}
+		before := overhead
+		if s.after != "" {
+			before = times[s.after]
+		}
+		times[s.program] = ns
+		out = append(out, figure{"XDP IPv4 step: " + s.name, ns - before, "ns", "", 0, 0, true})
+	}
+	return out, nil
+}
+
+// open sends the first packet of a round's first client.
+func (l *lane) open(round uint32) error {
+	if err := l.set(l.frame(l.vip, syn), 1, round); err != nil {
+		return err
+	}
+	_, _, err := l.run.Benchmark(make([]byte, 128), 1, nil)
+	return err
 }
 
 // newFlows is the median over rounds of 100,000 clients that were never seen.
@@ -316,7 +392,7 @@ func (l *lane) answers(measured func(string, [80]byte, uint32, uint32) error) er
 			copy(frame[26:34], key[:8])
 			copy(frame[34:38], key[8:12])
 		}
-		return measured("answer", frame, 0, 3)
+		return measured("answer", frame, 0, l.hook.sent)
 	}
 	return errors.New("no flow has an answer")
 }
