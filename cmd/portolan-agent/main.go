@@ -92,6 +92,7 @@ func newSource(c *config.Config, log *slog.Logger, requests kube.Requests) (agen
 	if err != nil {
 		log.Warn("API servers are not remembered from before", "error", err)
 	}
+	kube.LogTo(log)
 	s, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log, Requests: requests, APIServers: remembered})
 	return s, mode, err
 }

@@ -99,7 +99,6 @@ func New(cfg Config) (*Source, error) {
 	if s.http, err = rest.HTTPClientFor(restConfig); err != nil {
 		return nil, fmt.Errorf("prepare to talk to the API server: %w", err)
 	}
-	klog.SetSlogLogger(slog.New(quiet{cfg.Logger.Handler()}))
 	return s, nil
 }
 
@@ -342,6 +341,11 @@ func (l *link) down(err error) {
 	l.isDown = true
 	l.q.SetStatus(source.ResourceStatus{Resource: l.resource, Since: time.Now(), Error: err.Error(), Objects: l.objects})
 }
+
+// LogTo has client-go, which logs on its own account, write its errors to a
+// logger, and nothing else. It is for the whole process: to be called once,
+// before New.
+func LogTo(logger *slog.Logger) { klog.SetSlogLogger(slog.New(quiet{logger.Handler()})) }
 
 // quiet lets through only what client-go calls an error.
 type quiet struct{ slog.Handler }

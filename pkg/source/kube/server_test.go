@@ -109,7 +109,9 @@ func (s *fakeServer) set(resource, name string, obj object) {
 }
 
 // expire forgets the history: who watches has to list again.
-func (s *fakeServer) expire() { s.change(func() { s.version++; s.oldest = s.version; s.history = nil }) }
+func (s *fakeServer) expire() {
+	s.change(func() { s.version++; s.oldest = s.version; s.history = nil })
+}
 
 // stop makes the server stop answering, or answer again.
 func (s *fakeServer) stop(down bool) { s.change(func() { s.down = down }) }
