@@ -227,3 +227,51 @@ func TestASelfTestPacketFindsAFrontendThatIsGone(t *testing.T) {
 	}
 	s.eventually(probes, "/livez", 200)
 }
+
+func TestAnAgentThatIsCutOffSaysWhatStillServes(t *testing.T) {
+	t.Parallel()
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	text := `
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{name: c, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: u, user: {}}]
+`
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newStageWithout(t, nodeManifest+storeService(32100)+storeSlice("here"))
+	cutOff := append(s.node.AgentFlags(), "--kubeconfig", kubeconfig, "--healthz-bind-address", "0.0.0.0:10256", "--metrics-bind-address", "127.0.0.1:10249")
+	stop := func() {
+		t.Helper()
+		if err := s.agent.Stop(10 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// On a new node nothing serves, and no restart would help.
+	s.startWith(cutOff...)
+	s.eventually(probes, "/livez", 200)
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if r := s.eventually(probes, path, 503).report(t); r.Healthy || len(r.Reasons) != 1 || r.Reasons[0] != "not everything has been seen yet" {
+			t.Errorf("%s of a new node says %+v", path, r)
+		}
+	}
+	world.Eventually(t, func() error {
+		got, err := s.get("127.0.0.1:10249", "/metrics")
+		if err == nil && !strings.Contains(got.body, `rest_client_requests_total{code="<error>",host="127.0.0.1:1",method="GET"}`) {
+			err = fmt.Errorf("the scrape does not count requests that failed")
+		}
+		return err
+	})
+	stop()
+	s.start("--healthz-bind-address", "0.0.0.0:10256")
+	s.eventually(probes, "/readyz", 200)
+	stop()
+	// After a restart the tables of the agent before serve on.
+	s.startWith(cutOff...)
+	s.eventually(probes, "/livez", 200)
+	s.eventually(probes, "/healthz", 200)
+	s.eventually(probes, "/readyz", 503)
+}

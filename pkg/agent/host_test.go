@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"portolan.dev/portolan/pkg/config"
+	"portolan.dev/portolan/pkg/node"
+	"portolan.dev/portolan/pkg/service"
 )
 
 func TestTheNumberOfTrackedConnectionsIsKubeProxys(t *testing.T) {
@@ -77,5 +80,25 @@ func TestASettingThatCannotBeRaisedIsNamedAndTheOthersAre(t *testing.T) {
 	raised, err := raiseConntrack(dir, filepath.Join(dir, "hashsize"), &config.Conntrack{TCPCloseWait: time.Hour, UDP: time.Minute}, 1)
 	if !slices.Equal(raised, []string{"nf_conntrack_udp_timeout=60"}) || err == nil || !strings.Contains(err.Error(), "nf_conntrack_tcp_timeout_close_wait") {
 		t.Errorf("raised %v, error %v", raised, err)
+	}
+}
+
+func TestThePrimaryAddressIsTheConfiguredOneThenTheNodes(t *testing.T) {
+	t.Parallel()
+	addr := netip.MustParseAddr
+	facts := node.Facts{Addrs: []netip.Addr{addr("127.0.0.1"), addr("192.0.2.1"), addr("192.0.2.2"), addr("2001:db8::1")}}
+	primary, err := node.ParseSelection([]string{"primary"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := service.Node{Name: "n", Addresses: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")}}
+	for configured, want := range map[netip.Addr]netip.Addr{{}: addr("192.0.2.1"), addr("192.0.2.2"): addr("192.0.2.2")} {
+		got := primary.NodePortAddrs(facts, withPrimary(n, configured).Addresses)
+		if _, ok := got[want]; !ok || len(got) != 2 {
+			t.Errorf("with --bind-address %v NodePorts are served on %v", configured, got)
+		}
+	}
+	if len(n.Addresses) != 2 {
+		t.Error("the node's own list was changed")
 	}
 }

@@ -136,7 +136,9 @@ func TestTheAddressOfTheConfigurationIsThatOfTheTransport(t *testing.T) {
 
 func TestASourceReachesItsAPIServerByARememberedEndpointAndTrustsItsName(t *testing.T) {
 	a := &apiServer{t: t, status: http.StatusCreated}
-	server := httptest.NewTLSServer(a)
+	server := httptest.NewUnstartedServer(a)
+	server.EnableHTTP2 = true
+	server.StartTLS()
 	defer server.Close()
 	endpoint := netip.MustParseAddrPort(server.Listener.Addr().String())
 	ca := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
@@ -144,6 +146,9 @@ func TestASourceReachesItsAPIServerByARememberedEndpointAndTrustsItsName(t *test
 	a.follow(fmt.Sprintf(`server: "https://127.0.0.1:%d", certificate-authority-data: %s`, configured, ca), endpoint)
 	if err := a.source.PostEvent(t.Context(), about("m", false)); err != nil || len(a.events) != 1 {
 		t.Errorf("%d Events were posted: %v", len(a.events), err)
+	}
+	if a.protocol != "HTTP/2.0" {
+		t.Errorf("watches share no connection: %s is spoken", a.protocol)
 	}
 	// The certificate is not of that name, whoever answers.
 	a.follow(fmt.Sprintf(`server: "https://127.0.0.2:%d", certificate-authority-data: %s`, configured, ca), endpoint)

@@ -32,7 +32,9 @@ type apiServer struct {
 	t      *testing.T
 	status int
 	events []*eventsv1.Event
-	source *Source
+	// protocol of the last request.
+	protocol string
+	source   *Source
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -69,6 +71,7 @@ users: [{name: u, user: {}}]
 
 func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
+	a.protocol = r.Proto
 	switch {
 	case r.Method == http.MethodGet && r.URL.Path == "/api/v1/namespaces/shop/services":
 		items := ""
