@@ -116,17 +116,17 @@ func expect(t *testing.T, what string, faults []Fault, want ...Fault) {
 
 func TestASocketHookThatIsLostIsAFaultOfItsFamily(t *testing.T) {
 	attachedTo(t, Config{}, func(l *Loader, _ *maps.Set, _ int) {
-		expect(t, "everything attached", l.Faults(published4, published6))
+		expect(t, "everything attached", l.Faults(published(published4, published6)))
 		if err := os.Remove(filepath.Join(linkDir(l.cfg.BPFFSRoot), "connect4")); err != nil {
 			t.Fatal(err)
 		}
 		removed := Fault{4, "hook cgroup/connect4: no link is pinned"}
-		expect(t, "pin removed", l.Faults(), removed)
+		expect(t, "pin removed", l.Faults(SelfTest{}), removed)
 		if err := l.links["sendmsg6"].Detach(); err != nil {
 			t.Fatal(err)
 		}
 		detached := Fault{6, "hook cgroup/sendmsg6: somebody detached it"}
-		expect(t, "link detached", l.Faults(), removed, detached)
+		expect(t, "link detached", l.Faults(SelfTest{}), removed, detached)
 		other := world.Must(ebpf.NewProgram(&ebpf.ProgramSpec{
 			Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet6Connect, License: "Apache-2.0",
 			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
@@ -135,7 +135,7 @@ func TestASocketHookThatIsLostIsAFaultOfItsFamily(t *testing.T) {
 		if err := l.links["connect6"].Update(other); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "another program", l.Faults(), removed, detached, Fault{6, "hook cgroup/connect6: program "})
+		expect(t, "another program", l.Faults(SelfTest{}), removed, detached, Fault{6, "hook cgroup/connect6: program "})
 	})
 }
 
@@ -145,7 +145,7 @@ var ways = map[string]Config{"tcx": {}, "clsact": {WithoutTCX: true}, "xdp": {XD
 func TestAWireProgramThatIsLostIsAFault(t *testing.T) {
 	for name, cfg := range ways {
 		attachedTo(t, cfg, func(l *Loader, _ *maps.Set, uplink int) {
-			expect(t, name+": everything attached", l.Faults(published4, published6))
+			expect(t, name+": everything attached", l.Faults(published(published4, published6)))
 			d := l.devices[uplink]
 			want := "device eth0: tc egress: somebody detached it"
 			switch hook := d.tc[1].(type) {
@@ -158,7 +158,7 @@ func TestAWireProgramThatIsLostIsAFault(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			expect(t, name+": egress detached", l.Faults(), Fault{0, want})
+			expect(t, name+": egress detached", l.Faults(SelfTest{}), Fault{0, want})
 			if d.xdp == nil {
 				return
 			}
@@ -166,7 +166,7 @@ func TestAWireProgramThatIsLostIsAFault(t *testing.T) {
 			if err := d.xdp.(link.Link).Detach(); err != nil {
 				t.Fatal(err)
 			}
-			expect(t, name+": XDP detached", l.Faults(), Fault{0, "device eth0: XDP: somebody detached it"})
+			expect(t, name+": XDP detached", l.Faults(SelfTest{}), Fault{0, "device eth0: XDP: somebody detached it"})
 		})
 	}
 }
@@ -182,22 +182,22 @@ func TestASelfTestFindsTablesThatDoNotTranslate(t *testing.T) {
 				return len(n)
 			}
 			before := flows()
-			expect(t, name+": tables are whole", l.Faults(published4, published6))
+			expect(t, name+": tables are whole", l.Faults(published(published4, published6)))
 			if flows() != before {
 				t.Errorf("%s: the self-test wrote a flow", name)
 			}
 			setFilter(set, false)
-			expect(t, name+": filter empty", l.Faults(published4, published6),
+			expect(t, name+": filter empty", l.Faults(published(published4, published6)),
 				Fault{4, "vip_filter lacks the load balancer address 203.0.113.10"}, Fault{6, "vip_filter lacks the load balancer address 2001:db8:1b::10"})
 			setFilter(set, true)
 			if err := set.Frontends6.Delete(maps.Frontend6Key(netip.AddrPortFrom(published6, 0), 0)); err != nil {
 				t.Fatal(err)
 			}
-			expect(t, name+": address gone", l.Faults(published4, published6), Fault{6, "the load balancer address 2001:db8:1b::10 is not among the frontends"})
+			expect(t, name+": address gone", l.Faults(published(published4, published6)), Fault{6, "the load balancer address 2001:db8:1b::10 is not among the frontends"})
 			if err := set.Frontends6.Put(maps.Frontend6Key(netip.AddrPortFrom(published6, 0), 0), maps.AddressOurs); err != nil {
 				t.Fatal(err)
 			}
-			expect(t, name+": more than published", l.Faults(published4, published6))
+			expect(t, name+": more than published", l.Faults(published(published4, published6)))
 			if cfg.XDP == "" {
 				return
 			}
@@ -208,11 +208,37 @@ func TestASelfTestFindsTablesThatDoNotTranslate(t *testing.T) {
 			defer idle.Close()
 			for _, p := range l.wire {
 				p.xdp, idle = idle, p.xdp
-				got := l.Faults(published4)
+				got := l.Faults(published(published4))
 				p.xdp, idle = idle, p.xdp
 				expect(t, "XDP does nothing", got, Fault{0, "device eth0: XDP: program "},
 					Fault{4, "self-test of XDP: an echo request to the load balancer address 203.0.113.10 got verdict 2, not 3"})
 			}
 		})
+	}
+}
+
+func published(addrs ...netip.Addr) SelfTest { return SelfTest{Published: addrs} }
+
+func TestTheKernelsListOfSocketsIsRead(t *testing.T) {
+	for text, want := range map[string]string{
+		"0100007F:1F90":                         "127.0.0.1:8080",
+		"00000000:0000":                         "0.0.0.0:0",
+		"B80D0120000000000000000001000000:0035": "[2001:db8::1]:53",
+	} {
+		if got, err := parseSocketAddress(text); err != nil || got.String() != want {
+			t.Errorf("%s is read as %v, want %s (%v)", text, got, want, err)
+		}
+	}
+	for _, text := range []string{"", "0100007F", "01007F:1F90", "xxxxxxxx:0001", "0100007F:1F900"} {
+		if got, err := parseSocketAddress(text); err == nil {
+			t.Errorf("%q is read as %v", text, got)
+		}
+	}
+	// The sockets are connected and nobody serves: nothing is sent.
+	for _, text := range []string{"127.66.9.9:9", "[::1]:9"} {
+		at := netip.MustParseAddrPort(text)
+		if got, err := connectedTo(at); err != nil || got != at {
+			t.Errorf("a socket connected to %v leads to %v, %v", at, got, err)
+		}
 	}
 }

@@ -275,3 +275,68 @@ users: [{name: u, user: {}}]
 	s.eventually(probes, "/healthz", 200)
 	s.eventually(probes, "/readyz", 503)
 }
+
+// dnsService is a Service with a UDP port in both families.
+const dnsService = `
+apiVersion: v1
+kind: Service
+metadata: {name: dns, namespace: kube-system}
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:10:96::10"]
+  ipFamilies: [IPv4, IPv6]
+  ports: [{name: dns, port: 53, protocol: UDP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: dns-4, namespace: kube-system, labels: {kubernetes.io/service-name: dns}}
+addressType: IPv4
+ports: [{name: dns, port: 5353, protocol: UDP}]
+endpoints: [{addresses: [10.244.1.9], conditions: {ready: true}, nodeName: here}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: dns-6, namespace: kube-system, labels: {kubernetes.io/service-name: dns}}
+addressType: IPv6
+ports: [{name: dns, port: 5353, protocol: UDP}]
+endpoints: [{addresses: ["fd00:10:244:1::9"], conditions: {ready: true}, nodeName: here}]
+---
+`
+
+func TestASocketOfTheAgentFindsTablesThatDoNotTranslate(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, nodeManifest+dnsService, "--healthz-bind-address", "0.0.0.0:10256")
+	s.eventually(probes, "/readyz", 200)
+	set, err := maps.OpenPinned(loader.TableDir(s.node.BPFFS()), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	key := maps.Frontend4Key(netip.MustParseAddrPort("10.96.0.10:53"), 17)
+	id, ok, err := set.Frontends4.Get(key)
+	if err != nil || !ok {
+		t.Fatalf("no frontend: %v", err)
+	}
+	faulty := func(v4, v6 bool, reason string) {
+		t.Helper()
+		r := s.eventually(probes, "/livez", 503).report(t)
+		if r.Status["IPv4"].Healthy != v4 || r.Status["IPv6"].Healthy != v6 || !strings.Contains(strings.Join(r.Reasons, " "), reason) {
+			t.Errorf("/livez says %+v, want a reason that says %q", r, reason)
+		}
+	}
+	if err := set.Frontends4.Delete(key); err != nil {
+		t.Fatal(err)
+	}
+	faulty(false, true, "connect to UDP frontend 10.96.0.10:53, which has endpoints: connection refused")
+	if err := set.Frontends4.Put(key, id); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually(probes, "/livez", 200)
+	// Without its bit the programs take the address for nobody's.
+	bit := maps.FilterBit(netip.MustParseAddr("fd00:10:96::10"), set.VIPFilter.Len()*64)
+	word := set.VIPFilter.LoadWord(bit/64, 0)
+	set.VIPFilter.StoreWord(bit/64, 0, word&^(1<<(bit%64)))
+	faulty(true, false, "a connect to UDP frontend [fd00:10:96::10]:53 was not translated")
+	set.VIPFilter.StoreWord(bit/64, 0, word)
+	s.eventually(probes, "/livez", 200)
+}

@@ -44,7 +44,7 @@ const testEvery = 3 * time.Second
 func (a *Agent) testDataplane(ctx context.Context) error {
 	every := time.NewTicker(testEvery)
 	defer every.Stop()
-	var known echoes
+	var known trials
 	for {
 		select {
 		case <-ctx.Done():
@@ -54,7 +54,7 @@ func (a *Agent) testDataplane(ctx context.Context) error {
 		a.mu.Lock()
 		var found []loader.Fault
 		if a.synced {
-			found = a.loader.Faults(known.choose(a)...)
+			found = a.loader.Faults(known.choose(a))
 		}
 		a.mu.Unlock()
 		faults := make([]health.Fault, 0, len(found))
@@ -66,43 +66,6 @@ func (a *Agent) testDataplane(ctx context.Context) error {
 		a.proxy.SetFaults(faults)
 		a.problems.set("dataplane", problems)
 	}
-}
-
-// echoes are the load balancer or external addresses that self-tests use, one
-// a family at most.
-type echoes struct {
-	changes uint64 // that were known of when chosen
-	chosen  []netip.Addr
-}
-
-// choose returns addresses that the tables should have as published. Compiled
-// ports are looked through after changes only. The caller holds the lock.
-func (e *echoes) choose(a *Agent) []netip.Addr {
-	if len(a.reconciler.Failed()) > 0 {
-		return nil // what is not written yet cannot be tested
-	}
-	if e.changes == a.changes && e.chosen != nil {
-		return e.chosen
-	}
-	e.changes, e.chosen = a.changes, []netip.Addr{}
-	local := map[netip.Addr]bool{}
-	for _, addr := range a.facts.Addrs {
-		local[addr] = true
-	}
-	have := map[bool]bool{}
-	for p := range a.compiler.Ports() {
-		for _, f := range p.Frontends {
-			addr := f.Addr.Addr()
-			if (f.Kind == compile.LoadBalancer || f.Kind == compile.ExternalIP) && !local[addr] && !have[addr.Is4()] {
-				have[addr.Is4()] = true
-				e.chosen = append(e.chosen, addr)
-			}
-		}
-		if len(have) == 2 {
-			break
-		}
-	}
-	return e.chosen
 }
 
 // checkAgain is how often a health check port that could not be had is tried
