@@ -117,7 +117,7 @@ func someServices() []api.Service {
 	}
 	out := in("10.244.1.13:8080", "web-3", "worker-2")
 	out.Ready, out.InCluster, out.Reason = false, false, "out: not ready"
-	named := in("10.244.2.9:0", "db-0", "worker-3")
+	named := in("10.244.2.9", "db-0", "worker-3")
 	named.InCluster, named.PortName, named.Protocol, named.Reason = false, "", "", "published by DNS: ready"
 	admin := in("10.244.1.11:9090", "web-1", "worker-2")
 	admin.PortName = "admin"

@@ -140,8 +140,11 @@ func counted(s *api.Service) (usable, all int) {
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		name := e.Target
-		if addr, err := netip.ParseAddrPort(e.Address); err == nil && name == "" {
-			name = addr.Addr().String()
+		if name == "" {
+			name = e.Address // of a headless Service it may have no port
+			if addr, err := netip.ParseAddrPort(e.Address); err == nil {
+				name = addr.Addr().String()
+			}
 		}
 		known[name] = known[name] || used(s, e)
 	}
@@ -224,7 +227,7 @@ func row(env *environment, s *api.Service) []string {
 	if env.output == "wide" {
 		var addrs []string
 		for _, e := range s.Endpoints {
-			addrs = append(addrs, shownAddress(e.Address))
+			addrs = append(addrs, e.Address)
 		}
 		r = append(r, orNone(addrs))
 	}
@@ -262,18 +265,9 @@ func printEndpoints(env *environment, s *api.Service) error {
 	fmt.Fprintln(env.out)
 	var rows [][]string
 	for _, e := range s.Endpoints {
-		rows = append(rows, []string{shownAddress(e.Address), portLabel(e.PortName, e.Protocol), orDash(e.Target), orDash(e.Node), orDash(e.Zone), yes(e.InCluster), yes(e.InLocal), e.Reason})
+		rows = append(rows, []string{e.Address, portLabel(e.PortName, e.Protocol), orDash(e.Target), orDash(e.Node), orDash(e.Zone), yes(e.InCluster), yes(e.InLocal), e.Reason})
 	}
 	return env.table([]string{"ENDPOINT", "PORT", "TARGET", "NODE", "ZONE", "CLUSTER", "LOCAL", "WHY"}, rows, -1)
-}
-
-// shownAddress leaves out the port 0 of an endpoint that DNS knows as an
-// address only.
-func shownAddress(address string) string {
-	if a, err := netip.ParseAddrPort(address); err == nil {
-		return addressText(a)
-	}
-	return address
 }
 
 func portLabel(name, protocol string) string {

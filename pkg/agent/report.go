@@ -123,7 +123,7 @@ func (a *Agent) describe(svc *service.Service) api.Service {
 	}
 	for _, e := range a.compiler.Explain(svc.Name) {
 		out.Endpoints = append(out.Endpoints, api.Endpoint{
-			Address: e.Addr.String(), PortName: e.Port, Protocol: e.Protocol.String(), Target: e.Endpoint.Target,
+			Address: addressText(e.Addr), PortName: e.Port, Protocol: e.Protocol.String(), Target: e.Endpoint.Target,
 			Node: e.Endpoint.NodeName, Zone: e.Endpoint.Zone,
 			Ready: e.Endpoint.Ready, Serving: e.Endpoint.Serving, Terminating: e.Endpoint.Terminating,
 			InCluster: e.InCluster, InLocal: e.InLocal, Reason: e.Reason,
@@ -230,4 +230,13 @@ func scopeOf(p *compile.Port, policy compile.Policy) api.Scope {
 		}
 	}
 	return s
+}
+
+// addressText leaves a port out that there is none of: endpoints of a headless
+// Service need not have any.
+func addressText(a netip.AddrPort) string {
+	if a.Port() == 0 {
+		return a.Addr().String()
+	}
+	return a.String()
 }

@@ -3,10 +3,13 @@
 package e2e_test
 
 import (
+	"fmt"
 	"net/netip"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/service"
@@ -178,6 +181,98 @@ func TestAClientWithAffinityStaysWithItsEndpoint(t *testing.T) {
 	s.serve(svc, s.pods...)
 	if got := s.names(s.client, "tcp", "10.96.0.10:80", 60); len(got) != 3 {
 		t.Errorf("answers %v without affinity, want all three", got)
+	}
+}
+
+// A client that was away for longer than the timeout is spread anew: sooner or
+// later it gets another endpoint, which one that stays never does.
+func TestAffinityEndsWithItsTimeout(t *testing.T) {
+	s := newStage(t)
+	svc := webService()
+	svc.Affinity = time.Second
+	s.serve(svc, s.pods...)
+	const addr = "10.96.0.10:80"
+	first := s.client.Dial("tcp", addr)
+	if got := s.names(s.client, "tcp", addr, 20); got[first.Backend] != 20 {
+		t.Fatalf("answers %v after the first from %s", got, first.Backend)
+	}
+	table := s.reconciler.Tables().Affinity
+	for tries := 0; s.client.Dial("tcp", addr).Backend == first.Backend; tries++ {
+		if tries == 12 { // one in half a million
+			t.Fatalf("still %s after the timeout passed %d times", first.Backend, tries)
+		}
+		err := world.Wait(5*time.Second, func() error {
+			var err error
+			for key, v := range table.All(&err) {
+				if idle := time.Duration(coarse(t) - v.LastSeen); idle <= svc.Affinity {
+					return fmt.Errorf("client %v was seen %v ago", key.Client, idle)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// coarse is the clock that the programs read.
+func coarse(t *testing.T) uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(ts.Nano())
+}
+
+// A load balancer that wants to see all traffic itself (ipMode Proxy) is left
+// its address; one that does not (VIP) is short-circuited.
+func TestAddressesOfAProxyingLoadBalancerAreLeftToIt(t *testing.T) {
+	s := newStage(t)
+	svc := webService()
+	svc.Type = service.LoadBalancer
+	svc.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("203.0.113.10")}
+	svc.ProxyIPs = []netip.Addr{netip.MustParseAddr("203.0.113.20")}
+	s.serve(svc, s.pods...)
+	for who, probe := range map[string]*world.Probe{"pod": s.client, "host": s.host} {
+		if r := probe.Dial("tcp", "203.0.113.10:80"); r.Err() != nil {
+			t.Errorf("%s, ipMode VIP: %v", who, r.Err())
+		}
+		if r := probe.Dial("tcp", "203.0.113.20:80", world.Timeout(short)); r.Backend != "" || r.Errno == syscall.ECONNREFUSED {
+			t.Errorf("%s, ipMode Proxy: %v, backend %q, want that it went out", who, r.Errno, r.Backend)
+		}
+	}
+	svc = webService()
+	svc.Type = service.LoadBalancer
+	svc.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("203.0.113.20")}
+	s.serve(svc, s.pods...)
+	if r := s.client.Dial("tcp", "203.0.113.20:80"); r.Err() != nil {
+		t.Errorf("after it became ipMode VIP: %v", r.Err())
+	}
+}
+
+// What a Service is may change under its clients.
+func TestAServiceMayStopAndBeginToHaveAnAddress(t *testing.T) {
+	s := newStage(t)
+	const addr = "10.96.0.10:80"
+	for range 2 {
+		s.serve(webService(), s.pods...)
+		if r := s.client.Dial("tcp", addr); r.Err() != nil {
+			t.Errorf("with its address: %v", r.Err())
+		}
+		for _, change := range []func(*service.Service){
+			func(svc *service.Service) { svc.Headless, svc.ClusterIPs = true, nil },
+			func(svc *service.Service) {
+				svc.Type, svc.ExternalName, svc.ClusterIPs = service.ExternalName, "example.org", nil
+			},
+		} {
+			svc := webService()
+			change(svc)
+			s.serve(svc, s.pods...)
+			if r := s.client.Dial("tcp", addr, world.Timeout(short)); r.Errno != syscall.ENETUNREACH {
+				t.Errorf("without an address: %v, want ENETUNREACH", r)
+			}
+		}
 	}
 }
 
