@@ -70,8 +70,11 @@ int portolan_tc_ingress(struct __sk_buff *skb)
 {
 	struct passage w;
 
-	/* A tag that the device took off belongs to the VLAN's own device. */
-	if (skb->pkt_type != PACKET_HOST || skb->vlan_present || !linear(skb))
+	/* What is not for this machine is not ours; but a pod's device may be a
+	 * port of a bridge, and its packets for the bridge's own address. A tag
+	 * that the device took off belongs to the VLAN's own device.
+	 */
+	if ((!pod_device && skb->pkt_type != PACKET_HOST) || skb->vlan_present || !linear(skb))
 		return TC_ACT_UNSPEC;
 	switch (frame_family(skb)) {
 	case 4:

@@ -118,6 +118,11 @@ func (s *stage) bounce(proto, addr string, data []byte) error {
 	if err != nil {
 		return err
 	}
+	return bounceOver(conn, data)
+}
+
+// bounceOver is bounce over a connection, which it closes.
+func bounceOver(conn net.Conn, data []byte) error {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
 	sent := make(chan error, 1)
@@ -129,7 +134,7 @@ func (s *stage) bounce(proto, addr string, data []byte) error {
 		sent <- err
 	}()
 	back := make([]byte, len(data))
-	if proto == "udp" {
+	if _, ok := conn.(*net.UDPConn); ok {
 		n, err := conn.Read(back)
 		if err != nil {
 			return err
