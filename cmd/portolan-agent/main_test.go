@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,7 +78,14 @@ func (s *stage) startWith(flags ...string) {
 	cmd := exec.Command("/proc/self/exe", flags...)
 	cmd.Args[0] = "portolan-agent"
 	cmd.Env = append(os.Environ(), runAgent+"=1")
-	s.agent = world.Must(s.host.StartCmd(cmd))(s.t)
+	agent := world.Must(s.host.StartCmd(cmd))(s.t)
+	s.t.Cleanup(func() {
+		// The race detector speaks in the agent's log, not in ours.
+		if out := agent.Output(); strings.Contains(out, "DATA RACE") || strings.Contains(out, "panic: ") {
+			s.t.Errorf("the agent says:\n%s", out)
+		}
+	})
+	s.agent = agent
 }
 
 // write replaces a manifest in one step.
