@@ -85,9 +85,10 @@ func whole() *objects {
 		status: api.Status{
 			Meta: api.Meta{APIVersion: api.Version, Kind: "Status"}, Version: "v0.1.0", PID: 4711, Started: noon.Add(-76 * time.Hour),
 			Node: "worker-2", Zone: "eu-1a", Kernel: "6.1.90", Missing: []string{"bpf_sock_destroy (Linux 6.5): they are closed one by one through SOCK_DIAG"},
-			Source:    "kubeconfig /etc/portolan/kubeconfig",
-			Resources: []source.ResourceStatus{{Resource: "services", Connected: true, Since: noon.Add(-76 * time.Hour), LastEvent: noon.Add(-time.Second), Objects: 6}},
-			Synced:    true, CgroupRoot: "/sys/fs/cgroup",
+			IgnoredConfig: []string{"mode (Services are served by BPF tables, whatever the mode)"},
+			Source:        "kubeconfig /etc/portolan/kubeconfig",
+			Resources:     []source.ResourceStatus{{Resource: "services", Connected: true, Since: noon.Add(-76 * time.Hour), LastEvent: noon.Add(-time.Second), Objects: 6}},
+			Synced:        true, CgroupRoot: "/sys/fs/cgroup",
 			Hooks:    []loader.Attachment{{Hook: "cgroup/connect4", Device: "cgroup 1", Mode: "link", Attached: true}, {Hook: "cgroup/connect6", Device: "cgroup 1", Mode: "link", Attached: true}},
 			Services: map[string]int{"ClusterIP": 3, "Headless": 1, "ExternalName": 1, "LoadBalancer": 1},
 			Backends: api.Backends{Active: 9, Draining: 2}, Programming: api.Programming{Changes: 41, P50: 0.0021, P99: 0.0113, Last: noon.Add(-2 * time.Second)},

@@ -141,11 +141,14 @@ func writeDetails(env *environment, s *api.Status) error {
 }
 
 func writeRemarks(env *environment, s *api.Status) {
-	if len(s.Missing)+len(s.Degraded)+len(s.Problems) > 0 {
+	if len(s.Missing)+len(s.IgnoredConfig)+len(s.Degraded)+len(s.Problems) > 0 {
 		fmt.Fprintln(env.out)
 	}
 	for _, m := range s.Missing {
 		fmt.Fprintln(env.out, "NOTE  this kernel has no", m)
+	}
+	for _, field := range s.IgnoredConfig {
+		fmt.Fprintln(env.out, "NOTE  ignored in --config:", field)
 	}
 	for _, d := range s.Degraded {
 		fmt.Fprintln(env.out, env.paint("WARN")+" ", d)

@@ -31,7 +31,7 @@ func (a *Agent) Status() api.Status {
 		Devices:    append([]loader.DeviceStatus{}, a.devices...),
 		Flows:      a.flows / 2,
 		Services:   map[string]int{},
-		Tables:     a.reconciler.Stats(), Problems: a.problems.all(),
+		Tables:     a.reconciler.Stats(), Problems: a.problems.all(), IgnoredConfig: a.cfg.Options.Ignored,
 		Degraded: []string{},
 		Programming: api.Programming{
 			Changes: a.changes, Last: a.programming.last,
