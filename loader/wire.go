@@ -439,5 +439,13 @@ func foreignXDP(index int) string {
 	if err != nil || dev.Attrs().Xdp == nil || !dev.Attrs().Xdp.Attached {
 		return ""
 	}
-	return fmt.Sprintf("another XDP program (id %d)", dev.Attrs().Xdp.ProgId)
+	id := dev.Attrs().Xdp.ProgId
+	// Its name takes CAP_SYS_ADMIN to know.
+	if p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id)); err == nil {
+		defer p.Close()
+		if info, err := p.Info(); err == nil && info.Name != "" {
+			return fmt.Sprintf("another XDP program, %s (id %d),", info.Name, id)
+		}
+	}
+	return fmt.Sprintf("another XDP program (id %d)", id)
 }
