@@ -16,8 +16,9 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"portolan.dev/portolan/maps"
 )
 
 // effective asks for the programs that run for a cgroup, also those that are
@@ -57,29 +58,50 @@ func ownCgroup() (*os.File, error) {
 
 // connectFault connects a socket of this process to a UDP frontend and looks
 // where it ended. A process outside the cgroup that is served cannot tell.
-func (l *Loader) connectFault(d Datagram) error {
-	hook := fmt.Sprintf("connect%d", familyOf(d.Frontend.Addr()))
-	if !l.servesUs(hook) {
+func (l *Loader) connectFault(frontend netip.AddrPort) error {
+	if err := l.checkFrontend(frontend); err != nil {
+		return fmt.Errorf("self-test of sockets: UDP frontend %s %w; restart the agent to have the tables written anew", frontend, err)
+	}
+	if !l.servesUs(fmt.Sprintf("connect%d", familyOf(frontend.Addr()))) {
 		return nil
 	}
 	// The list of sockets is that of the thread's network namespace.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	peer, err := connectedTo(d.Frontend)
+	peer, err := connectedTo(frontend)
 	switch {
-	case errors.Is(err, unix.ENETUNREACH) && !routed(d.Endpoint.Addr()):
-		return nil // translated or not, there is no way
-	case err != nil:
-		return fmt.Errorf("self-test of sockets: connect to UDP frontend %s, which has endpoints: %w; restart the agent to have the tables written anew", d.Frontend, err)
-	case peer == d.Frontend:
-		return fmt.Errorf("self-test of sockets: a connect to UDP frontend %s was not translated; restart the agent", d.Frontend)
+	case errors.Is(err, unix.ECONNREFUSED):
+		// No kernel refuses to connect a UDP socket; our programs do.
+		return fmt.Errorf("self-test of sockets: connect to UDP frontend %s, which has endpoints: %w; restart the agent to have the tables written anew", frontend, err)
+	case err == nil && peer == frontend:
+		return fmt.Errorf("self-test of sockets: a connect to UDP frontend %s was not translated; restart the agent", frontend)
 	}
+	// Other errors are about the way to an endpoint, or about this process.
 	return nil
 }
 
-func routed(addr netip.Addr) bool {
-	routes, err := netlink.RouteGet(addr.AsSlice())
-	return err == nil && len(routes) > 0
+// checkFrontend follows a UDP frontend in the tables to its range.
+func (l *Loader) checkFrontend(at netip.AddrPort) error {
+	var id uint32
+	var found bool
+	var err error
+	if at.Addr().Is4() {
+		id, found, err = l.tables.Frontends4.Get(maps.Frontend4Key(at, unix.IPPROTO_UDP))
+	} else {
+		id, found, err = l.tables.Frontends6.Get(maps.Frontend6Key(at, unix.IPPROTO_UDP))
+	}
+	switch {
+	case err != nil:
+		return nil // what cannot be read tells nothing
+	case !found:
+		return errors.New("is not in the tables")
+	case id >= l.tables.FrontendState.Len():
+		return fmt.Errorf("has the id %d, which there is not", id)
+	}
+	if _, count, _ := maps.SplitRangeWord(l.tables.FrontendState.LoadWord(id, maps.StateInternal)); count == 0 {
+		return errors.New("has endpoints, but none in the tables")
+	}
+	return nil
 }
 
 // connectedTo connects a UDP socket, which sends nothing, and returns where it

@@ -327,7 +327,18 @@ func TestASocketOfTheAgentFindsTablesThatDoNotTranslate(t *testing.T) {
 	if err := set.Frontends4.Delete(key); err != nil {
 		t.Fatal(err)
 	}
-	faulty(false, true, "connect to UDP frontend 10.96.0.10:53, which has endpoints: connection refused")
+	faulty(false, true, "UDP frontend 10.96.0.10:53 is not in the tables")
+	// An entry that leads nowhere.
+	if err := set.Frontends4.Put(key, id+1000); err != nil {
+		t.Fatal(err)
+	}
+	world.Eventually(t, func() error {
+		got, err := s.get(probes, "/livez")
+		if err == nil && !strings.Contains(got.body, "UDP frontend 10.96.0.10:53 has endpoints, but none in the tables") {
+			err = fmt.Errorf("/livez says %s", got.body)
+		}
+		return err
+	})
 	if err := set.Frontends4.Put(key, id); err != nil {
 		t.Fatal(err)
 	}

@@ -36,8 +36,8 @@ func (a *Agent) noteProgress(err error) {
 	}
 }
 
-// testEvery is how old the answer about the dataplane may be.
-const testEvery = 3 * time.Second
+// testEvery is how often the dataplane is looked at.
+const testEvery = 2 * time.Second
 
 // testDataplane looks whether the kernel does what it was told until ctx ends:
 // a health answer is about traffic, not about this process.
@@ -45,6 +45,7 @@ func (a *Agent) testDataplane(ctx context.Context) error {
 	every := time.NewTicker(testEvery)
 	defer every.Stop()
 	var known trials
+	var before []loader.Fault
 	for {
 		select {
 		case <-ctx.Done():
@@ -52,11 +53,13 @@ func (a *Agent) testDataplane(ctx context.Context) error {
 		case <-every.C:
 		}
 		a.mu.Lock()
-		var found []loader.Fault
+		var seen []loader.Fault
 		if a.synced {
-			found = a.loader.Faults(known.choose(a))
+			seen = a.loader.Faults(known.choose(a))
 		}
 		a.mu.Unlock()
+		found := lasting(before, seen)
+		before = seen
 		faults := make([]health.Fault, 0, len(found))
 		var problems []service.Problem
 		for _, f := range found {
@@ -66,6 +69,18 @@ func (a *Agent) testDataplane(ctx context.Context) error {
 		a.proxy.SetFaults(faults)
 		a.problems.set("dataplane", problems)
 	}
+}
+
+// lasting are the faults that were seen twice in a row: a device that is just
+// being taken away is none.
+func lasting(before, now []loader.Fault) []loader.Fault {
+	var out []loader.Fault
+	for _, f := range now {
+		if slices.Contains(before, f) {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // checkAgain is how often a health check port that could not be had is tried

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 
 	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/pkg/compile"
@@ -13,19 +14,20 @@ import (
 // trials are what self-tests try programs on: of each family one load balancer
 // or external address, and one UDP frontend.
 type trials struct {
-	changes uint64 // that were known of when chosen
+	changes uint64       // that were known of when chosen
+	local   []netip.Addr // the node's own addresses then
 	chosen  loader.SelfTest
-	known   bool
 }
 
 // choose returns what the tables should have. Compiled ports are looked through
-// after changes only. The caller holds the lock.
+// after changes only. An address that the node itself gets, as the holder of a
+// virtual one does, is not published any more. The caller holds the lock.
 func (t *trials) choose(a *Agent) loader.SelfTest {
 	if len(a.reconciler.Failed()) > 0 {
 		return loader.SelfTest{} // what is not written yet cannot be tested
 	}
-	if !t.known || t.changes != a.changes {
-		t.known, t.changes = true, a.changes
+	if t.changes != a.changes || !slices.Equal(t.local, a.facts.Addrs) {
+		t.changes, t.local = a.changes, a.facts.Addrs
 		t.chosen = selfTest(a.compiler, a.facts.Addrs)
 	}
 	return t.chosen
@@ -47,9 +49,9 @@ func selfTest(c *compile.Compiler, local []netip.Addr) (test loader.SelfTest) {
 				published[family] = true
 				test.Published = append(test.Published, addr)
 			case f.Kind == compile.ClusterIP && !datagram[family]:
-				if endpoint, ok := trialEndpoint(p, f); ok {
+				if leavesNoTrace(p, f) {
 					datagram[family] = true
-					test.Datagram = append(test.Datagram, loader.Datagram{Frontend: f.Addr, Endpoint: endpoint})
+					test.Datagram = append(test.Datagram, f.Addr)
 				}
 			}
 		}
@@ -60,15 +62,12 @@ func selfTest(c *compile.Compiler, local []netip.Addr) (test loader.SelfTest) {
 	return test
 }
 
-// trialEndpoint is an endpoint that a connect to the frontend may lead to. With
-// affinity a connect would leave a trace, and TCP would be heard.
-func trialEndpoint(p *compile.Port, f *compile.Frontend) (netip.AddrPort, bool) {
+// leavesNoTrace tells of which frontends a connect leads to an endpoint and
+// changes nothing: affinity would be noted, and TCP be heard.
+func leavesNoTrace(p *compile.Port, f *compile.Frontend) bool {
 	set := p.Cluster
 	if f.Internal == compile.Local {
 		set = p.Local
 	}
-	if p.ID.Protocol != service.UDP || p.Affinity != 0 || f.GuardSources || len(set) == 0 {
-		return netip.AddrPort{}, false
-	}
-	return p.Backend(set[0]).Addr, true
+	return p.ID.Protocol == service.UDP && p.Affinity == 0 && !f.GuardSources && len(set) > 0
 }
