@@ -44,7 +44,7 @@ type Config struct {
 	Mode    string // "kubeconfig", "in-cluster" or "manifests", to be shown
 	Version string
 	Logger  *slog.Logger
-	// Recorder takes note of times; the source may use it, too.
+	// Recorder takes note of times; the source may use it, too. It is required.
 	Recorder *metrics.Recorder
 	// Events is nil where there is nobody to post Events to.
 	Events EventSink
