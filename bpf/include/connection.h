@@ -31,6 +31,9 @@ struct request {
 	__u32 frontend;
 	__u32 reason;
 	__u32 hash; /* of the tuple */
+	__u32 idle; /* the longest silence of a flow whose port was tried, */
+	__be16 spare; /* and that port; 0: none */
+	__u16 pad;
 	__u8 syn; /* in: TCP that opens, or no TCP */
 	__u8 tunnelled; /* in: another node chose the endpoint */
 	__u8 inside; /* internal scope */
@@ -162,6 +165,13 @@ enum claim {
 	CLAIM_MINE, /* this very flow has it already */
 };
 
+/* How long, in units of 1.07 s, a flow of one request at most may be silent
+ * before another may have its port: at once, as connection tracking forgets
+ * such flows; or when no port that was tried is free.
+ */
+#define FORGOTTEN 30
+#define SPARE 4
+
 /* Who has the answers of r->to. Not inlined: Linux 6.1 says "back-edge" when a
  * loop is closed by falling through, which is how clang would lay out the loop
  * that calls it.
@@ -172,13 +182,38 @@ static __noinline enum claim who_has(context_t *ctx, struct request *r, bool v6)
 
 	tuple_to_key(v6, &r->answer, &r->key);
 	f = established_flow(v6, &r->key);
-	if (!f && recall(v6, &r->key, &r->other.flow))
-		f = &r->other.flow;
 	if (f)
 		return leads_to(v6, f, &r->tuple) ? CLAIM_MINE : CLAIM_TAKEN;
+	if (recall(v6, &r->key, &r->other.flow)) {
+		f = &r->other.flow;
+		if (leads_to(v6, f, &r->tuple))
+			return CLAIM_MINE;
+		if (now() - f->last_seen > r->idle) {
+			r->idle = now() - f->last_seen;
+			r->spare = r->answer.dport;
+		}
+		return CLAIM_TAKEN;
+	}
 	if (r->masquerade && socket_has(ctx, v6, &r->answer))
 		return CLAIM_TAKEN;
 	return CLAIM_FREE;
+}
+
+/* Takes the port of a flow that has gone silent: its request must not lead to
+ * the port any more, which is another flow's now.
+ */
+static __noinline int take_over(struct request *r, bool v6)
+{
+	if (!r)
+		return false;
+	r->to.sport = r->spare;
+	r->answer.dport = r->spare;
+	tuple_to_key(v6, &r->answer, &r->key);
+	if (recall(v6, &r->key, &r->other.flow)) {
+		opposite_key(v6, &r->other.flow, r->answer.proto, &r->key);
+		expel(v6, &r->key);
+	}
+	return true;
 }
 
 static __always_inline void turn_round(const struct tuple5 *t, struct tuple5 *out)
@@ -215,6 +250,8 @@ static __always_inline bool find_port(context_t *ctx, struct request *r,
 	bool sctp = r->tuple.proto == IPPROTO_SCTP;
 
 	turn_round(&r->to, &r->answer);
+	r->idle = SPARE;
+	r->spare = 0;
 	for (__u32 i = 0; i < PORT_TRIES; i++) {
 		r->to.sport = i == 0 && (sctp || !r->masquerade) ? r->tuple.sport :
 								   candidate(config, hash, i);
@@ -223,8 +260,10 @@ static __always_inline bool find_port(context_t *ctx, struct request *r,
 			return true;
 		if (sctp)
 			return false;
+		if (r->spare && r->idle > FORGOTTEN)
+			break;
 	}
-	return false;
+	return r->spare && take_over(r, v6);
 }
 
 static __always_inline struct next_hop *next_hop_of(bool v6, __u32 backend)

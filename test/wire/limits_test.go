@@ -3,6 +3,7 @@
 package wire_test
 
 import (
+	"fmt"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -69,6 +70,32 @@ func TestFlowsGoOnWhenMasqueradePortsAreExhausted(t *testing.T) {
 			if r := c.Exchange(); r.Err() != nil {
 				t.Errorf("connection %d, which had a port: %v", i, r)
 			}
+		}
+	})
+}
+
+// A datagram and its answer hold a port for seconds only if others need it: a
+// busy name server behind one endpoint must not run out of them.
+func TestPortsOfSilentFlowsAreUsedAgain(t *testing.T) {
+	both(t, func(t *testing.T, s *stage) {
+		const ports = 32
+		s.masqueradeBy(reconcile.PortRange{First: 50000, Last: 50000 + ports - 1})
+		s.serve(webService(), s.far[0])
+		const addr = "203.0.113.10:80"
+		for s.count("masquerade-ports") == 0 { // until all are taken
+			if _, err := s.client.DialMany("udp", addr, ports, world.Timeout(impatient)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := world.Wait(4*short, func() error {
+			report, err := s.client.DialMany("udp", addr, ports/2, world.Timeout(impatient))
+			if err == nil && report.Failed > 0 {
+				err = fmt.Errorf("%d of %d failed", report.Failed, report.Total)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	})
 }
