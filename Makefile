@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO      ?= go
 
-.PHONY: help build generate check-generated lint setup test test-vm test-k8s demo bench clean
+.PHONY: conformance help build generate check-generated lint setup test test-vm test-k8s demo bench clean
 
 ## help: list the targets
 help:
@@ -42,6 +42,10 @@ lint:
 test: setup lint check-generated
 	$(GO) test -count=1 -timeout 15m ./...
 	cd tools && $(GO) test -count=1 ./...
+
+## conformance: every behaviour of a Service, shown on traffic; writes docs/conformance.md (root)
+conformance: setup
+	$(GO) test -count=1 -v ./test/conformance -update
 
 ## test-vm: the privileged tests on KERNEL=6.1 or 6.12 in QEMU; VM_ACCEL=kvm, VM_FLAGS='-run X test/e2e'
 test-vm: setup

@@ -86,22 +86,7 @@ func newStage(t *testing.T, m mode) *stage {
 	}
 	s.host = world.Must(w.AddHost("client"))(t)
 	s.routeBy(s.here, "203.0.113.0/24", "2001:db8:1b::/64", "10.96.0.0/16", "fd00:10:96::/112")
-	for _, ns := range []*world.Namespace{s.here.Namespace, s.there.Namespace, s.host.Namespace} {
-		if err := ns.Do(func() error { return computeChecksums("eth0") }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Switch().Do(func() error {
-		links, err := netlink.LinkList()
-		for _, l := range links {
-			if l.Type() == "veth" {
-				err = errors.Join(err, passXDP(t, l.Attrs().Index))
-			}
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
+	w.LikeHardware(t, s.here.Namespace, s.there.Namespace, s.host.Namespace)
 	s.client = world.Must(s.host.Probe())(t)
 	s.start(s.here, m)
 	s.start(s.there, m)

@@ -1,44 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wire_test
+package world
 
 import (
+	"errors"
 	"fmt"
-	"testing"
+	"io"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// computeChecksums makes a device of this thread's namespace send packets with
+// ComputeChecksums makes a device of this thread's namespace send packets with
 // their checksums in them, as every wire carries them. A veth leaves them out,
 // because what it sends never leaves memory; tc programs are told so, but an
 // XDP program could not know.
-func computeChecksums(device string) error {
+func ComputeChecksums(device string) error {
 	const setTxChecksum = 0x17 // ETHTOOL_STXCSUM
 	return ethtool(device, setTxChecksum, 0)
 }
 
-// passXDP gives a veth an XDP program that passes everything: only then does it
-// take frames that a program at its other end sends back, as hardware does
-// without.
-func passXDP(t *testing.T, index int) error {
+// PassXDP gives a veth of this thread's namespace an XDP program that passes
+// everything, until it is closed: only then does the device take frames that a
+// program at its other end sends back, as hardware does without.
+func PassXDP(index int) (io.Closer, error) {
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.XDP, License: "Dual BSD/GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2 /* XDP_PASS */), asm.Return()},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer program.Close()
-	attached, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: index, Flags: link.XDPDriverMode})
-	if err == nil {
-		t.Cleanup(func() { attached.Close() })
+	return link.AttachXDP(link.XDPOptions{Program: program, Interface: index, Flags: link.XDPDriverMode})
+}
+
+// LikeHardware makes the uplinks of these namespaces, and the switch's ports,
+// behave as network cards do, as far as XDP programs can tell.
+func (w *World) LikeHardware(t TB, uplinks ...*Namespace) {
+	t.Helper()
+	for _, ns := range uplinks {
+		if err := ns.Do(func() error { return ComputeChecksums("eth0") }); err != nil {
+			t.Fatalf("%v", err)
+		}
 	}
-	return err
+	err := w.Switch().Do(func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			if l.Type() != "veth" {
+				continue
+			}
+			c, failed := PassXDP(l.Attrs().Index)
+			if err = errors.Join(err, failed); failed == nil {
+				t.Cleanup(func() { c.Close() })
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
 }
 
 func ethtool(device string, command, data uint32) error {

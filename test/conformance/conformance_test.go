@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Needs root, cgroup2 and Linux 6.1.
+
+// Package conformance_test shows that Services behave as Kubernetes defines
+// them. Each file of testdata is one behaviour: what users expect, the objects,
+// and traffic with what must come of it; rows.txt lists all behaviours by
+// number. Every file runs against two real agents on a node each, fed from
+// manifests: for sockets of pods and of the node, and for a client outside by
+// way of tc and of XDP.
+//
+//	client ── switch ─┬─ node "here"   pods near1, near2, pod (a client)
+//	                  └─ node "there"  pods far1, far2
+//
+// The client reaches load balancer addresses and ClusterIPs by way of "here".
+package conformance_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/tools/txtar"
+
+	"portolan.dev/portolan/test/world"
+)
+
+var update = flag.Bool("update", false, "write docs/conformance.md")
+
+var agentPath string
+
+func TestMain(m *testing.M) {
+	world.Main()
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "portolan-conformance")
+	if err == nil {
+		agentPath = filepath.Join(dir, "portolan-agent")
+		var out []byte
+		if out, err = exec.Command("go", "build", "-o", agentPath, "../../cmd/portolan-agent").CombinedOutput(); err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "conformance:", err)
+		os.Exit(2)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// behaviour is one file of testdata.
+type behaviour struct {
+	name  string
+	title string
+	rows  []int
+	files map[string]string
+	steps []step
+}
+
+// stage is a cluster with agents.
+type stage struct {
+	t         *testing.T
+	mode      string
+	world     *world.World
+	nodes     []*world.Node
+	manifests []string // of each node
+	probes    map[string]*world.Probe
+	addrs     map[string]netip.Addr // by name, "near1" and "near1_6"
+	agents    []*world.Process
+}
+
+// names of pods with a server, and their nodes.
+var pods = []struct {
+	name string
+	node int
+}{{"near1", 0}, {"near2", 0}, {"far1", 1}, {"far2", 1}}
+
+func newStage(t *testing.T, mode string, flags ...string) *stage {
+	t.Helper()
+	world.RequireRoot(t)
+	s := &stage{t: t, mode: mode, world: world.NewT(t), probes: map[string]*world.Probe{}, addrs: map[string]netip.Addr{}}
+	uplinks := []*world.Namespace{}
+	for _, name := range []string{"here", "there"} {
+		n := world.Must(s.world.AddNode(name))(t)
+		s.nodes = append(s.nodes, n)
+		uplinks = append(uplinks, n.Namespace)
+		s.name(name, n.IPv4(), n.IPv6())
+	}
+	for _, p := range pods {
+		pod := world.Must(s.nodes[p.node].AddPod(p.name))(t)
+		world.Must(pod.Serve(p.name, "tcp:8080", "udp:8080", "tcp:9090", "udp:9090"))(t)
+		s.probes[p.name] = world.Must(pod.Probe())(t)
+		s.name(p.name, pod.IPv4(), pod.IPv6())
+	}
+	pod := world.Must(s.nodes[0].AddPod("pod"))(t)
+	s.probes["pod"] = world.Must(pod.Probe())(t)
+	s.name("pod", pod.IPv4(), pod.IPv6())
+	process := world.Must(s.nodes[0].Host("process"))(t)
+	world.Must(process.Serve("host", "tcp:7070", "udp:7070"))(t)
+	s.probes["node"] = world.Must(process.Probe())(t)
+	s.probes["other"] = world.Must(world.Must(s.nodes[1].Host("process-there"))(t).Probe())(t)
+	host := world.Must(s.world.AddHost("client"))(t)
+	s.probes["client"] = world.Must(host.Probe())(t)
+	s.name("client", host.IPv4(), host.IPv6())
+	uplinks = append(uplinks, host.Namespace)
+	s.world.LikeHardware(t, uplinks...)
+	s.routeByHere(host)
+	for i, n := range s.nodes {
+		s.startAgent(i, n, flags)
+	}
+	return s
+}
+
+func (s *stage) name(name string, v4, v6 netip.Addr) { s.addrs[name], s.addrs[name+"_6"] = v4, v6 }
+
+// routeByHere makes the client send to Services by way of the first node.
+func (s *stage) routeByHere(host *world.Host) {
+	err := host.Do(func() error {
+		var errs []error
+		for _, text := range []string{"203.0.113.0/24", "2001:db8:1b::/64", "10.96.0.0/16", "fd00:10:96::/112"} {
+			p := netip.MustParsePrefix(text)
+			via := s.nodes[0].IPv4()
+			if p.Addr().Is6() {
+				via = s.nodes[0].IPv6()
+			}
+			dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+			errs = append(errs, netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: via.AsSlice()}))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *stage) startAgent(i int, n *world.Node, flags []string) {
+	s.t.Helper()
+	dir := filepath.Join(n.Dir(), "manifests")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	s.manifests = append(s.manifests, dir)
+	pods4, pods6 := s.nodes[0].PodCIDRs()
+	other4, other6 := s.nodes[1].PodCIDRs()
+	args := append(n.AgentFlags(), "--manifests", dir, "--service-cidr", "10.96.0.0/16,fd00:10:96::/112",
+		"--cluster-cidr", fmt.Sprintf("%s,%s,%s,%s", pods4, pods6, other4, other6), "--devices", "eth0")
+	place := world.Must(n.Host("agent"))(s.t)
+	s.agents = append(s.agents, world.Must(place.Start(agentPath, append(args, flags...)...))(s.t))
+}
+
+// apply makes the agents see these objects and no others.
+func (s *stage) apply(text string) {
+	s.t.Helper()
+	for _, dir := range s.manifests {
+		temp := filepath.Join(dir, ".all.yaml")
+		if err := errors.Join(os.WriteFile(temp, []byte(s.fill(text)), 0o600), os.Rename(temp, filepath.Join(dir, "all.yaml"))); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// fill writes addresses for $names, the longest names first.
+func (s *stage) fill(text string) string {
+	return os.Expand(text, func(name string) string {
+		if a, ok := s.addrs[name]; ok {
+			return a.String()
+		}
+		s.t.Fatalf("$%s is nobody's address", name)
+		return ""
+	})
+}
+
+// readBehaviours reads testdata.
+func readBehaviours(t *testing.T) []behaviour {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no behaviours: %v", err)
+	}
+	var out []behaviour
+	for _, path := range paths {
+		b := behaviour{name: strings.TrimSuffix(filepath.Base(path), ".txtar"), files: map[string]string{}}
+		archive, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		comment := strings.TrimSpace(string(archive.Comment))
+		b.title, _, _ = strings.Cut(comment, "\n")
+		for _, line := range strings.Split(comment, "\n") {
+			if list, ok := strings.CutPrefix(line, "rows: "); ok {
+				for _, field := range strings.Fields(list) {
+					var row int
+					if _, err := fmt.Sscan(field, &row); err != nil {
+						t.Fatalf("%s: row %q: %v", path, field, err)
+					}
+					b.rows = append(b.rows, row)
+				}
+			}
+		}
+		for _, f := range archive.Files {
+			b.files[f.Name] = string(f.Data)
+		}
+		if b.steps, err = parseSteps(b.files["script"]); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if len(b.rows) == 0 || len(b.steps) == 0 {
+			t.Fatalf("%s: no rows or no script", path)
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+// modes are how the client's packets are taken; sockets are the same in both.
+var modes = []struct {
+	name  string
+	flags []string
+}{{"tc", nil}, {"xdp", []string{"--xdp", "native"}}}
+
+func TestBehaviours(t *testing.T) {
+	behaviours := readBehaviours(t)
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t, m.name, m.flags...)
+			for i := range behaviours {
+				b := &behaviours[i]
+				t.Run(b.name, func(t *testing.T) {
+					s.t = t
+					s.play(b)
+				})
+			}
+		})
+	}
+}
+
+// play carries out the steps of a behaviour. What comes from outside is tried
+// in every mode, what comes from sockets in the first.
+func (s *stage) play(b *behaviour) {
+	for _, st := range b.steps {
+		if st.verb == "apply" {
+			var text []string
+			for _, name := range st.args {
+				if b.files[name] == "" {
+					s.t.Fatalf("line %d: no file %s", st.line, name)
+				}
+				text = append(text, b.files[name])
+			}
+			s.apply(strings.Join(text, "---\n"))
+			continue
+		}
+		if !st.fromWire() && s.mode != modes[0].name {
+			continue
+		}
+		// The agents take up a change within a second: what must be true is
+		// waited for.
+		if err := world.Wait(patience, func() error { return s.try(st) }); err != nil {
+			s.t.Errorf("line %d: %s: %v", st.line, st.text, err)
+		}
+	}
+}
+
+const patience = 8 * time.Second

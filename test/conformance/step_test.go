@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"portolan.dev/portolan/test/world"
+)
+
+// step is one line of a script:
+//
+//	apply FILE...                        the objects are those of the files, and no others
+//	WHO PROTOCOL ADDRESS reaches NAME... each of these answers in turn, nobody else, and no call fails
+//	WHO PROTOCOL ADDRESS sticks          one endpoint answers 15 times
+//	WHO PROTOCOL ADDRESS sees NAME       the endpoint sees this address as the client's
+//	WHO PROTOCOL ADDRESS refused         the call fails at once with ECONNREFUSED
+//	WHO PROTOCOL ADDRESS silent          nobody answers
+//	WHO PROTOCOL ADDRESS fails ERRNO     the call fails with that error
+//	WHO PROTOCOL ADDRESS named           the socket is told the address that it named
+//
+// WHO is pod or node (on the node "here"), client (outside), other (the other
+// node), or a pod that serves. Lines that begin with # are for people.
+type step struct {
+	line                           int
+	text, who, proto, target, verb string
+	args                           []string
+}
+
+// fromWire tells whether the call arrives at the node "here" as packets.
+func (st *step) fromWire() bool {
+	return st.who == "client" || st.who == "other" || strings.HasPrefix(st.who, "far")
+}
+
+var verbs = map[string]bool{"reaches": true, "sticks": true, "sees": true, "refused": true, "silent": true, "fails": true, "named": true}
+
+func parseSteps(script string) ([]step, error) {
+	var out []step
+	var errs []error
+	for i, text := range strings.Split(script, "\n") {
+		fields := strings.Fields(text)
+		switch {
+		case len(fields) == 0 || fields[0] == "#":
+		case fields[0] == "apply":
+			out = append(out, step{line: i + 1, text: text, verb: "apply", args: fields[1:]})
+		case len(fields) < 4 || !verbs[fields[3]]:
+			errs = append(errs, fmt.Errorf("line %d is no step: %s", i+1, text))
+		default:
+			out = append(out, step{line: i + 1, text: text, who: fields[0], proto: fields[1], target: fields[2], verb: fields[3], args: fields[4:]})
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+const (
+	short     = 2 * time.Second
+	impatient = 300 * time.Millisecond
+)
+
+// errnos that scripts name.
+var errnos = map[string]syscall.Errno{
+	"EHOSTUNREACH": syscall.EHOSTUNREACH, "ENETUNREACH": syscall.ENETUNREACH, "EACCES": syscall.EACCES, "EADDRINUSE": syscall.EADDRINUSE,
+}
+
+// try makes the calls of a step once and tells what is not as it must be.
+func (s *stage) try(st step) error {
+	probe := s.probes[st.who]
+	if probe == nil {
+		return fmt.Errorf("nobody is called %s", st.who)
+	}
+	addr := s.fill(st.target)
+	if host, port, ok := strings.Cut(addr, "]:"); !ok && strings.Count(addr, ":") > 1 {
+		return fmt.Errorf("write %s as [address]:port (%s, %s)", addr, host, port)
+	}
+	switch st.verb {
+	case "reaches":
+		return reaches(probe, st.proto, addr, st.args)
+	case "sticks":
+		report, err := probe.DialMany(st.proto, addr, 15)
+		if err == nil && (report.Failed > 0 || len(report.Backends) != 1) {
+			err = fmt.Errorf("%d failed, answers %v", report.Failed, report.Backends)
+		}
+		return err
+	case "sees":
+		r := probe.Dial(st.proto, addr, world.Timeout(short))
+		want := s.addrs[st.args[0]]
+		if netip.MustParseAddrPort(addr).Addr().Is6() {
+			want = s.addrs[st.args[0]+"_6"]
+		}
+		if r.Err() != nil || r.Seen.Addr().Unmap() != want {
+			return fmt.Errorf("%v; %s sees %s, want %s", r.Err(), r.Backend, r.Seen, want)
+		}
+	case "named":
+		r := probe.Dial(st.proto, addr, world.Timeout(short))
+		if r.Err() != nil || netip.AddrPortFrom(r.Peer.Addr().Unmap(), r.Peer.Port()) != netip.MustParseAddrPort(addr) {
+			return fmt.Errorf("%v; getpeername says %s", r.Err(), r.Peer)
+		}
+	case "refused":
+		if r := probe.Dial(st.proto, addr, world.Timeout(short)); r.Errno != syscall.ECONNREFUSED {
+			return fmt.Errorf("%v, answered by %q, want ECONNREFUSED", r.Errno, r.Backend)
+		}
+	case "silent":
+		if r := probe.Dial(st.proto, addr, world.Timeout(impatient)); r.Errno != syscall.ETIMEDOUT {
+			return fmt.Errorf("%v, answered by %q, want silence", r.Errno, r.Backend)
+		}
+	case "fails":
+		if r := probe.Dial(st.proto, addr, world.Timeout(short)); r.Errno != errnos[st.args[0]] || r.Errno == 0 {
+			return fmt.Errorf("%v, answered by %q, want %s", r.Errno, r.Backend, st.args[0])
+		}
+	}
+	return nil
+}
+
+// reaches dials so often that an endpoint of four is missed once in a million
+// runs.
+func reaches(probe *world.Probe, proto, addr string, want []string) error {
+	report, err := probe.DialMany(proto, addr, 12*len(want)+6)
+	if err != nil {
+		return err
+	}
+	got := slices.Sorted(maps.Keys(report.Backends))
+	if slices.Sort(want); report.Failed > 0 || !slices.Equal(got, want) {
+		return fmt.Errorf("%d of %d failed, answers %v, want %v; first failure %+v", report.Failed, report.Total, report.Backends, want, report.Failures)
+	}
+	return nil
+}
