@@ -81,7 +81,7 @@ func run(c config.Config) error {
 
 func newSource(c *config.Config, log *slog.Logger, requests kube.Requests) (agent.Source, string, error) {
 	if c.Manifests != "" {
-		s, err := manifest.New(manifest.Config{Dir: c.Manifests, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log})
+		s, err := manifest.New(manifest.Config{Dir: c.Manifests, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, ExternalIPs: c.ExternalIPs, Logger: log})
 		return s, "manifests " + c.Manifests, err
 	}
 	mode := "in-cluster"
@@ -93,7 +93,7 @@ func newSource(c *config.Config, log *slog.Logger, requests kube.Requests) (agen
 		log.Warn("API servers are not remembered from before", "error", err)
 	}
 	kube.LogTo(log)
-	s, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, Logger: log, Requests: requests, APIServers: remembered})
+	s, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, NodeName: c.NodeName, ProxyName: c.ServiceProxyName, ExternalIPs: c.ExternalIPs, Logger: log, Requests: requests, APIServers: remembered})
 	return s, mode, err
 }
 

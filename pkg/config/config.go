@@ -50,6 +50,7 @@ type Config struct {
 	NodePortAddresses []string
 	ServiceCIDRs      []string
 	ServiceProxyName  string
+	ExternalIPCIDRs   []string
 	MaxEndpoints      int
 
 	LogFormat string
@@ -58,6 +59,8 @@ type Config struct {
 	// Read from the strings above by Validate.
 	NodePorts node.Selection
 	CIDRs     []netip.Prefix
+	// ExternalIPs is ExternalIPCIDRs, read; nil allows all.
+	ExternalIPs []netip.Prefix
 
 	// Traffic from the wire.
 	Devices, PodDevices, ClusterCIDRs []string
@@ -91,6 +94,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics; empty: off")
 	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "addresses of this node that serve NodePorts: `CIDR`s, or the words primary, all, localhost (default: every address, for sockets of this node)")
 	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "`CIDR`s of ClusterIPs; connects to addresses within that no Service has fail (default: the ServiceCIDR objects)")
+	f.StringSliceVar(&c.ExternalIPCIDRs, "external-ip-cidrs", nil, "serve only external IPs within `CIDR`s: whoever may write a Service can claim any address (default: all)")
 	f.StringVar(&c.ServiceProxyName, "service-proxy-name", "", "serve only Services whose label service.kubernetes.io/service-proxy-name is `NAME`")
 	f.IntVar(&c.MaxEndpoints, "max-endpoints", 65536, "`N` endpoints of a service port are used at most")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
@@ -189,6 +193,14 @@ func (c *Config) Validate(f *pflag.FlagSet) error {
 			continue
 		}
 		c.CIDRs = append(c.CIDRs, prefix.Masked())
+	}
+	for _, s := range c.ExternalIPCIDRs {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--external-ip-cidrs %s: not a CIDR such as 203.0.113.0/24", s))
+			continue
+		}
+		c.ExternalIPs = append(c.ExternalIPs, prefix.Masked())
 	}
 	if c.MaxEndpoints < 1 || c.MaxEndpoints >= 1<<24 {
 		errs = append(errs, fmt.Errorf("--max-endpoints %d: use 1 to %d", c.MaxEndpoints, 1<<24-1))

@@ -250,6 +250,7 @@ const (
 	ReasonInvalidAddress  = "invalid-address"   // not an IP address
 	ReasonLeadingZeros    = "leading-zeros"     // taken as decimal, but worth a word
 	ReasonWrongFamily     = "wrong-family"      // address of a family the object does not have
+	ReasonNotAllowed      = "not-allowed"       // forbidden by the agent's flags
 	ReasonInvalidRange    = "invalid-range"     // not a CIDR
 	ReasonInvalidField    = "invalid-field"     // any other field value that cannot be
 	ReasonConflict        = "frontend-conflict" // an older Service has the frontend

@@ -22,6 +22,9 @@ import (
 type Converter struct {
 	// ProxyName is --service-proxy-name: which Services are ours.
 	ProxyName string
+	// ExternalIPs is --external-ip-cidrs: the only external IPs that are served;
+	// nil: all of them. Whoever may write Services can claim any address.
+	ExternalIPs []netip.Prefix
 }
 
 // ObjectName is how an object is named in problems, and their key in an

@@ -29,7 +29,7 @@ func (c *Converter) Service(obj *corev1.Service) (*service.Service, []service.Pr
 	}
 	s.Type = f.serviceType(obj.Spec.Type)
 	f.clusterIPs(s, &obj.Spec)
-	f.externalIPs(s, obj.Spec.ExternalIPs)
+	f.externalIPs(s, obj.Spec.ExternalIPs, c.ExternalIPs)
 	f.ingress(s, obj.Status.LoadBalancer.Ingress)
 	f.sourceRanges(s, obj.Spec.LoadBalancerSourceRanges)
 	f.ports(s, obj.Spec.Ports)
@@ -133,7 +133,7 @@ func (f *faults) foreign(s *service.Service, at field, a netip.Addr) bool {
 	return true
 }
 
-func (f *faults) externalIPs(s *service.Service, texts []string) {
+func (f *faults) externalIPs(s *service.Service, texts []string, allowed []netip.Prefix) {
 	for i, text := range texts {
 		at := of("spec.externalIPs", i)
 		a, ok := f.addr(at, text)
@@ -142,6 +142,10 @@ func (f *faults) externalIPs(s *service.Service, texts []string) {
 		}
 		if special(a) {
 			f.add(service.ReasonInvalidAddress, "%s %s cannot be an external IP and is not served: %s", at, a, specialKinds)
+			continue
+		}
+		if allowed != nil && !slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			f.add(service.ReasonNotAllowed, "%s %s is not within --external-ip-cidrs and is not served: widen the flag, or remove it", at, a)
 			continue
 		}
 		s.ExternalIPs = append(s.ExternalIPs, a)

@@ -3,10 +3,13 @@
 package source
 
 import (
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"portolan.dev/portolan/pkg/service"
 )
@@ -231,5 +234,30 @@ spec:
 		{Name: "sctp", Protocol: service.SCTP, Port: 90, NodePort: 30090, TargetPort: "0"},
 	}) {
 		t.Errorf("ports %+v", s.Ports)
+	}
+}
+
+func TestExternalIPsMayBeRestricted(t *testing.T) {
+	t.Parallel()
+	obj := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{
+		ClusterIP: "10.96.0.1", ExternalIPs: []string{"203.0.113.10", "198.51.100.1"}, Ports: []corev1.ServicePort{{Port: 80}}}}
+	for _, c := range []struct {
+		allowed  []netip.Prefix
+		served   int
+		problems int
+	}{
+		{nil, 2, 0},
+		{[]netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}, 1, 1},
+		{[]netip.Prefix{}, 0, 2},
+	} {
+		s, problems := (&Converter{ExternalIPs: c.allowed}).Service(obj)
+		if len(s.ExternalIPs) != c.served || len(problems) != c.problems {
+			t.Errorf("allowed %v: %v served, problems %v", c.allowed, s.ExternalIPs, problems)
+		}
+		for _, p := range problems {
+			if p.Reason != service.ReasonNotAllowed || !strings.Contains(p.Message, "--external-ip-cidrs") {
+				t.Errorf("problem %+v", p)
+			}
+		}
 	}
 }

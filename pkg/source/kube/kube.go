@@ -47,7 +47,9 @@ type Config struct {
 	Kubeconfig string
 	NodeName   string
 	ProxyName  string
-	Logger     *slog.Logger
+	// ExternalIPs are those that may be served; nil: all.
+	ExternalIPs []netip.Prefix
+	Logger      *slog.Logger
 	// Requests is optional.
 	Requests Requests
 	// APIServers are the endpoints by which API servers were reached last; they
@@ -89,7 +91,7 @@ func New(cfg Config) (*Source, error) {
 	restConfig.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	s := &Source{
 		cfg: cfg, rest: restConfig, scheme: runtime.NewScheme(),
-		convert: source.Converter{ProxyName: cfg.ProxyName}, cidrs: map[string][]netip.Prefix{},
+		convert: source.Converter{ProxyName: cfg.ProxyName, ExternalIPs: cfg.ExternalIPs}, cidrs: map[string][]netip.Prefix{},
 	}
 	if err := addTypes(s.scheme); err != nil {
 		return nil, fmt.Errorf("prepare to read API objects: %w", err)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -31,7 +32,9 @@ type Config struct {
 	Dir       string
 	NodeName  string
 	ProxyName string
-	Logger    *slog.Logger
+	// ExternalIPs are those that may be served; nil: all.
+	ExternalIPs []netip.Prefix
+	Logger      *slog.Logger
 }
 
 // Source follows a directory.
@@ -67,7 +70,7 @@ func New(cfg Config) (*Source, error) {
 		return nil, errors.New("--manifests: name a directory")
 	}
 	return &Source{
-		cfg: cfg, convert: source.Converter{ProxyName: cfg.ProxyName},
+		cfg: cfg, convert: source.Converter{ProxyName: cfg.ProxyName, ExternalIPs: cfg.ExternalIPs},
 		files: map[string]*file{}, told: newObjects(), toldBad: map[string][]service.Problem{},
 	}, nil
 }
