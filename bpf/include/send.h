@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Doing what an entry says: delivering a packet, or sending it on past the stack. */
+#ifndef PORTOLAN_SEND_H
+#define PORTOLAN_SEND_H
+
+#include "passage.h"
+#include "rewrite.h"
+#include "tunnel.h"
+
+/* Looks up the way of a flow's packets anew, and notes it when it is whole. */
+static __always_inline enum act find_egress(context_t *ctx, bool v6, struct flow *f,
+					    struct passage *w, __u32 generation)
+{
+	struct request *r = scratch();
+
+	if (!r)
+		return ACT_DROP;
+	r->to.src = new_source(v6, f);
+	r->to.dst = new_destination(v6, f);
+	if (!find_way(ctx, &r->to, &r->way, v6, false))
+		return drop_flow(f, REASON_NO_ROUTE);
+	w->ifindex = r->way.ifindex;
+	if (!r->way.resolved) {
+		w->gateway = r->way.gateway;
+		return ACT_RESOLVE;
+	}
+	f->route_generation = 0;
+	f->ifindex = r->way.ifindex;
+	f->mtu = r->way.mtu;
+	memcpy(f->dst_mac, r->way.dst_mac, ETH_ALEN);
+	memcpy(f->src_mac, r->way.src_mac, ETH_ALEN);
+	barrier();
+	f->route_generation = generation;
+	return ACT_SEND;
+}
+
+/* What a flow's packets gain on their way. */
+static __always_inline __u32 overhead(bool v6, const struct flow *f)
+{
+	return f->action == FLOW_TUNNEL ? ip_header(v6) : 0;
+}
+
+static __always_inline bool too_big(context_t *ctx, bool v6, const struct flow *f, __u32 length)
+{
+	if (!f->mtu || length + overhead(v6, f) <= f->mtu)
+		return false;
+	/* What is segmented later is not one packet of this length. */
+	return ON_XDP || !((struct __sk_buff *)ctx)->gso_size;
+}
+
+static __always_inline enum act expired(context_t *ctx, bool v6, const struct flow *f, __u8 proto)
+{
+	count_refusal(REASON_TTL, f->frontend, f->backend);
+	return answer_error(ctx, v6, proto, v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0) ?
+		       ACT_BACK :
+		       ACT_DROP;
+}
+
+static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const struct flow *f,
+					     __u8 proto)
+{
+	__u32 mtu = f->mtu - overhead(v6, f);
+
+	count_refusal(REASON_TOO_BIG, f->frontend, f->backend);
+	return answer_error(ctx, v6, proto, v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
+			    v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu) ?
+		       ACT_BACK :
+		       ACT_DROP;
+}
+
+/* Whether XDP can send by this device; else the packet is left to tc as it
+ * came, which finds the same entry.
+ */
+static __always_inline bool can_send(context_t *ctx, __u32 ifindex)
+{
+	struct device *d;
+
+	if (!ON_XDP || ifindex == ((struct xdp_md *)ctx)->ingress_ifindex)
+		return true;
+	d = bpf_map_lookup_elem(&devices, &ifindex);
+	return d && d->flags & DEVICE_XDP_TARGET;
+}
+
+/* Rewrites a packet that is sent on past the stack. */
+static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage *w,
+					struct flow *f)
+{
+	struct wire_config *config = wire();
+	__u8 proto = protocol(v6, &w->key);
+	__u8 dst_mac[ETH_ALEN], src_mac[ETH_ALEN];
+	enum act act = ACT_SEND;
+
+	if (!config)
+		return ACT_PASS;
+	if (f->route_generation != config->route_generation)
+		act = find_egress(ctx, v6, f, w, config->route_generation);
+	else
+		w->ifindex = f->ifindex;
+	if (act == ACT_DROP || (act == ACT_RESOLVE && ON_XDP))
+		return act == ACT_DROP ? ACT_DROP : ACT_PASS;
+	if (!can_send(ctx, w->ifindex))
+		return ACT_PASS;
+	/* Nobody is told about an error (RFC 1122, 3.2.2; RFC 4443, 2.4). */
+	if (w->packet.ttl <= 1)
+		return w->packet.kind == PACKET_ICMP ? ACT_DROP : expired(ctx, v6, f, proto);
+	if (act == ACT_SEND && too_big(ctx, v6, f, w->packet.length))
+		return w->packet.kind == PACKET_ICMP ? ACT_DROP : tell_too_big(ctx, v6, f, proto);
+	if (f->action == FLOW_TUNNEL && !encapsulate(ctx, v6, &w->packet, f))
+		return ACT_DROP;
+	if (act == ACT_SEND) {
+		memcpy(dst_mac, f->dst_mac, ETH_ALEN);
+		memcpy(src_mac, f->src_mac, ETH_ALEN);
+		if (!rewrite_link(ctx, dst_mac, src_mac))
+			return ACT_DROP;
+	}
+	if (f->action == FLOW_TUNNEL)
+		return act;
+	return rewrite(ctx, v6, &w->packet, proto, f, true) ? act : ACT_DROP;
+}
+
+/* Does what the entry of an incoming packet says. */
+static __always_inline enum act carry_out(context_t *ctx, bool v6, struct passage *w,
+					  struct flow *f)
+{
+	switch (f->action) {
+	case FLOW_DELIVER:
+		return rewrite(ctx, v6, &w->packet, protocol(v6, &w->key), f, false) ? ACT_PASS :
+										      ACT_DROP;
+	case FLOW_FORWARD:
+	case FLOW_RETURN:
+	case FLOW_TUNNEL:
+		return send_on(ctx, v6, w, f);
+	}
+	return ACT_PASS;
+}
+
+#endif
