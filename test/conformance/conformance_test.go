@@ -31,6 +31,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/tools/txtar"
 
+	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -118,7 +119,30 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 	for i, n := range s.nodes {
 		s.startAgent(i, n, flags)
 	}
+	for _, n := range s.nodes {
+		s.awaitAgent(n)
+	}
 	return s
+}
+
+// awaitAgent waits until a node's uplink is served. A request before that would
+// be routed on, and the client told of a better way, which it believes for
+// minutes.
+func (s *stage) awaitAgent(n *world.Node) {
+	s.t.Helper()
+	err := world.Wait(time.Minute, func() error {
+		var devices []loader.DeviceStatus
+		if err := n.Do(func() error { devices = loader.PinnedDevices(n.BPFFS()); return nil }); err != nil {
+			return err
+		}
+		if len(devices) != 1 || devices[0].Name != "eth0" || (devices[0].XDP == "none") != (s.mode == modes[0].name) {
+			return fmt.Errorf("node %s serves %+v", n.Name(), devices)
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 func (s *stage) name(name string, v4, v6 netip.Addr) { s.addrs[name], s.addrs[name+"_6"] = v4, v6 }

@@ -83,7 +83,7 @@ func (s *stage) try(st step) error {
 	case "reaches":
 		return reaches(probe, st.proto, addr, st.args)
 	case "sticks":
-		report, err := probe.DialMany(st.proto, addr, 15)
+		report, err := probe.DialMany(st.proto, addr, 15, world.Timeout(short))
 		if err == nil && (report.Failed > 0 || len(report.Backends) != 1) {
 			err = fmt.Errorf("%d failed, answers %v", report.Failed, report.Backends)
 		}
@@ -121,7 +121,7 @@ func (s *stage) try(st step) error {
 // reaches dials so often that an endpoint of four is missed once in a million
 // runs.
 func reaches(probe *world.Probe, proto, addr string, want []string) error {
-	report, err := probe.DialMany(proto, addr, 12*len(want)+6)
+	report, err := probe.DialMany(proto, addr, 12*len(want)+6, world.Timeout(short))
 	if err != nil {
 		return err
 	}

@@ -91,6 +91,10 @@ func (n *Node) buildNetwork() error {
 			Sysctl("ipv4/ip_forward", "1"),
 			Sysctl("ipv6/conf/all/forwarding", "1"),
 			Sysctl("ipv6/conf/default/forwarding", "1"),
+			// What a node does not serve it routes back out, and would tell the
+			// sender to go there itself: for five minutes it would.
+			Sysctl("ipv4/conf/all/send_redirects", "0"),
+			Sysctl("ipv4/conf/eth0/send_redirects", "0"),
 		)
 		if err != nil {
 			return err
