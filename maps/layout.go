@@ -195,6 +195,14 @@ func Source6Key(servicePort uint32, p netip.Prefix) bpf.LbSource6Key {
 	return bpf.LbSource6Key{Prefixlen: uint32(32 + p.Bits()), ServicePort: servicePort, Addr: Addr16(p.Masked().Addr())}
 }
 
+// AffinityClient is the address of a client that is known by one.
+func AffinityClient(k bpf.LbAffinityKey) netip.Addr {
+	var b [16]byte
+	binary.NativeEndian.PutUint64(b[:8], k.Client[0])
+	binary.NativeEndian.PutUint64(b[8:], k.Client[1])
+	return netip.AddrFrom16(b).Unmap()
+}
+
 // TunnelEndKey is the key of an endpoint of this node for a service port, or,
 // with service port 0, for any.
 func TunnelEndKey(endpoint netip.Addr, servicePort uint32) bpf.LbTunnelEndKey {

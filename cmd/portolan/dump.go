@@ -47,6 +47,7 @@ var dumpers = map[string]func(*maps.Set, *maps.Resolved) ([]entry, error){
 	"frontends": dumpFrontends, "slots": dumpSlots, "backends": dumpBackends,
 	"node-addrs": dumpNodeAddrs, "sources": dumpSources, "affinity": dumpAffinity,
 	"sock-rev": dumpSockRev, "counters": dumpCounters,
+	"flows": dumpFlows, "refusals": dumpRefusals, "tunnel-ends": dumpTunnelEnds,
 }
 
 func mapNames() []string {
@@ -334,7 +335,11 @@ func dumpAffinity(set *maps.Set, r *maps.Resolved) ([]entry, error) {
 	var err error
 	for k, v := range set.Affinity.All(&err) {
 		name := names[k.ServicePort]
-		out = append(out, entry{Text: fmt.Sprintf("%s namespace=%d backend=%d gen=%d", label(name), k.Client[0], v.Backend, v.Generation), Service: serviceOf(name)})
+		client := fmt.Sprintf("namespace=%d", k.Client[0])
+		if k.ByAddress != 0 {
+			client = "client=" + maps.AffinityClient(k).String()
+		}
+		out = append(out, entry{Text: fmt.Sprintf("%s %s backend=%d gen=%d", label(name), client, v.Backend, v.Generation), Service: serviceOf(name)})
 	}
 	return out, err
 }

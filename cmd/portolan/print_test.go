@@ -61,7 +61,7 @@ func TestWhatCannotBeMeantIsAUsageErrorThatSaysWhatCan(t *testing.T) {
 		"services --sort-by conns":            "use name or backends",
 		"services --type Headless":            "use ClusterIP, NodePort",
 		"services a b":                        "accepts at most 1 arg",
-		"dump flows":                          `there is no map "flows": use one of affinity,`,
+		"dump routes":                         `there is no map "routes": use one of affinity,`,
 		"dump frontends --addr 10.0.0":        "--addr 10.0.0: use IP or IP:PORT",
 		"dump backends --raw --proto tcp":     "leave them out",
 		"top":                                 `unknown command "top"`,

@@ -22,6 +22,7 @@ var kernelTables = map[string][]string{
 	"affinity":   {maps.Affinity},
 	"sock-rev":   {maps.SockRev},
 	"counters":   {maps.Reasons},
+	"flows":      {maps.Flows4, maps.Flows6}, "refusals": {maps.Refusals}, "tunnel-ends": {maps.TunnelEnds},
 }
 
 // bytes reads the tables behind names as they are. Entries of arrays that hold

@@ -140,6 +140,43 @@ func TestPinnedTablesAreReadWhileNoAgentRuns(t *testing.T) {
 	}
 }
 
+func TestTablesOfTheWireAreToldInWords(t *testing.T) {
+	t.Parallel()
+	c := newCommand(t)
+	set := dataplane(t, c)
+	var web uint32
+	r, err := set.Resolve()
+	must(t, err)
+	for _, f := range r.Frontends {
+		if f.Addr.String() == "10.96.0.10:80" {
+			web = f.ID
+		}
+	}
+	addr := func(s string) uint32 { return maps.Addr4(netip.MustParseAddr(s)) }
+	must(t, set.Flows4.Put(
+		bpf.LbFlow4Key{Src: addr("198.51.100.7"), Dst: addr("10.96.0.10"), Sport: maps.Port16(40000), Dport: maps.Port16(80), Proto: 6},
+		bpf.LbFlow4{Flow: bpf.LbFlow{Sport: maps.Port16(50000), Dport: maps.Port16(8080), Frontend: web, Backend: 1, Action: 2, State: 1, LastSeen: 1 << 31},
+			Src: addr("192.0.2.1"), Dst: addr("10.244.1.11")}))
+	must(t, set.Refusals.Put(bpf.LbRefusalKey{Reason: 8, Frontend: web, Backend: 1}, 3))
+	must(t, set.Refusals.Put(bpf.LbRefusalKey{Reason: 13, Frontend: maps.Nobody, Backend: maps.Nobody}, 2))
+	must(t, set.TunnelEnds.Put(maps.TunnelEndKey(netip.MustParseAddr("10.244.1.11"), r.Frontends[0].ServicePort), 1))
+	must(t, set.TunnelEnds.Put(maps.TunnelEndKey(netip.MustParseAddr("10.244.1.11"), 0), 0))
+	for args, want := range map[string]string{
+		"dump flows":                              "TCP 198.51.100.7:40000>10.96.0.10:80 forward 192.0.2.1:50000>10.244.1.11:8080 default/web established idle=",
+		"dump refusals":                           "malformed packets=2\nmasquerade-ports 10.96.0.10:80/TCP default/web:http backend=1 packets=3\n",
+		"dump refusals --service default/web":     "masquerade-ports 10.96.0.10:80/TCP default/web:http backend=1 packets=3\n",
+		"dump tunnel-ends":                        "10.244.1.11 " + r.Frontends[0].Name.Namespace + "/" + r.Frontends[0].Name.Name,
+		"dump flows --addr 10.96.0.10:80 -o name": "flows/TCP",
+	} {
+		if out, _ := c.run(exitFine, strings.Fields(args)...); !strings.HasPrefix(out, want) || strings.Count(out, "\n") != max(1, strings.Count(want, "\n")) {
+			t.Errorf("portolan %s: %q, want %q", args, out, want)
+		}
+	}
+	if out, _ := c.run(exitFine, "dump", "flows", "--service", "default/dns"); out != "" {
+		t.Errorf("flows of another Service: %q", out)
+	}
+}
+
 func TestStatusWithoutAnAgentSaysWhatGoesOn(t *testing.T) {
 	t.Parallel()
 	c := newCommand(t)
