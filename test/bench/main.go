@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"portolan.dev/portolan/loader"
+	"portolan.dev/portolan/test/world"
 )
 
 // figure is one measured value. Bar is what is to be reached, at most; 0 means
@@ -37,7 +38,8 @@ type figure struct {
 
 func main() {
 	out := flag.String("json", "build/bench.json", "write the figures to `FILE`")
-	only := flag.String("only", "", "measure the groups with these `NAMES` only: tables, connects, flows, hammer, wire")
+	only := flag.String("only", "", "measure the groups with these `NAMES` only: tables, connects, flows, hammer, wire, nodeport")
+	world.Main()
 	flag.Parse()
 	if err := run(*out, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -57,7 +59,7 @@ func run(out, only string) error {
 	for _, group := range []struct {
 		name    string
 		measure func(*bed) ([]figure, error)
-	}{{"tables", tables}, {"connects", connects}, {"flows", flows}, {"hammer", hammer}, {"wire", wire}} {
+	}{{"tables", tables}, {"connects", connects}, {"flows", flows}, {"hammer", hammer}, {"wire", wire}, {"nodeport", nodePort}} {
 		if only != "" && !strings.Contains(only, group.name) {
 			continue
 		}

@@ -85,6 +85,29 @@ func TestNothingFailsWhileTablesGrow(t *testing.T) {
 	})
 }
 
+// A client that used a NodePort may next use the same port for a connection to
+// the endpoint itself: its answers are not the Service's.
+func TestADirectConnectionMayFollowFromTheSamePort(t *testing.T) {
+	both(t, func(t *testing.T, s *stage) {
+		s.serve(webService(), s.near[0])
+		s.routeBy(s.here, s.near[0].IPv4().String()+"/32", s.near[0].IPv6().String()+"/128")
+		for name, c := range map[string]struct{ vip, endpoint, client netip.Addr }{
+			"IPv4": {netip.MustParseAddr("203.0.113.10"), s.near[0].IPv4(), s.host.IPv4()},
+			"IPv6": {netip.MustParseAddr("2001:db8:1b::10"), s.near[0].IPv6(), s.host.IPv6()},
+		} {
+			for port := uint16(21000); port < 21010; port++ {
+				from := world.From(netip.AddrPortFrom(c.client, port).String())
+				if r := s.client.Dial("tcp", netip.AddrPortFrom(c.vip, 80).String(), from); r.Err() != nil {
+					t.Errorf("%s, the Service from port %d: %v", name, port, r)
+				}
+				if r := s.client.Dial("tcp", netip.AddrPortFrom(c.endpoint, 8080).String(), from); r.Err() != nil {
+					t.Errorf("%s, then the endpoint from port %d: %v", name, port, r)
+				}
+			}
+		}
+	})
+}
+
 func TestEndpointsComeAndGoUnderTraffic(t *testing.T) {
 	both(t, func(t *testing.T, s *stage) {
 		s.serve(webService(), s.near[0], s.far[0])
