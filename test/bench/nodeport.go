@@ -41,20 +41,26 @@ func nodePort(*bed) (figures []figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var stream net.Listener
+	var streams [2]net.Listener
 	var datagrams *net.UDPConn
 	if err := pod.Do(func() error {
-		if stream, err = net.Listen("tcp4", ":8080"); err != nil {
-			return err
+		// A port for each way: what the client's two ways leave behind in
+		// TIME-WAIT must not meet.
+		for i, addr := range []string{":8080", ":8081"} {
+			if streams[i], err = net.Listen("tcp4", addr); err != nil {
+				return err
+			}
 		}
 		datagrams, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 8080})
 		return err
 	}); err != nil {
 		return nil, err
 	}
-	defer stream.Close()
 	defer datagrams.Close()
-	go answer(stream)
+	for _, l := range streams {
+		defer l.Close()
+		go answer(l)
+	}
 	stop, err := serveNodePort(n, pod.IPv4())
 	if err != nil {
 		return nil, err
@@ -71,7 +77,7 @@ func nodePort(*bed) (figures []figure, err error) {
 			return fmt.Errorf("UDP ping-pong: %w", err)
 		}
 		figures = append(figures, figure{"UDP ping-pong through a NodePort, tc", ratio, "ratio", "routed to the pod, ns", base, 0, true})
-		ratio, base, err = requests(direct, through)
+		ratio, base, err = requests(netip.AddrPortFrom(pod.IPv4(), 8081).String(), through)
 		if err != nil {
 			return fmt.Errorf("TCP connect, request, close: %w", err)
 		}
