@@ -62,7 +62,24 @@ static __always_inline struct flow *way_flow(bool v6, void *bucket, int i)
 		    &((struct newcomers4 *)bucket)->way[i].flow.flow;
 }
 
-/* Reads the newcomer of a key into out. An entry without an action is none. */
+/* Lives in units of 1.07 s: of a newcomer without packets, as long as the sweep
+ * leaves a flow of datagrams; and of one that was moved to the established,
+ * which counts for a packet that missed it there a moment ago. Nobody sweeps
+ * here: whoever looks has to mind the age.
+ */
+#define NEWCOMER_LIFE 168
+#define RETIRED_AGE (1u << 31) /* how old a newcomer is made that was moved */
+#define RETIRED_LIFE 2
+
+static __always_inline bool counts(const struct flow *f)
+{
+	__u32 age = now() - f->last_seen;
+
+	/* Unsigned: an age below RETIRED_AGE wraps round to a large one. */
+	return f->action && (age <= NEWCOMER_LIFE || age - RETIRED_AGE <= RETIRED_LIFE);
+}
+
+/* Reads the newcomer of a key into out. */
 static __always_inline bool recall(bool v6, const union tuple_key *key, struct flow *out)
 {
 	void *b = bucket(v6, key);
@@ -79,7 +96,7 @@ static __always_inline bool recall(bool v6, const union tuple_key *key, struct f
 		}
 	}
 	bpf_spin_unlock(b);
-	return found && out->action;
+	return found && counts(out);
 }
 
 /* Writes the newcomer of a key, in the place of what it was, else of the
@@ -155,7 +172,7 @@ static __always_inline void amend(bool v6, const union tuple_key *key, __u8 stat
  */
 static __always_inline void retire(bool v6, const union tuple_key *key)
 {
-	amend(v6, key, FLOW_ESTABLISHED, now() - (1u << 31));
+	amend(v6, key, FLOW_ESTABLISHED, now() - RETIRED_AGE);
 }
 
 static __always_inline void expel(bool v6, const union tuple_key *key)

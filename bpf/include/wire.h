@@ -48,6 +48,15 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 	return w->tunnelled ? ACT_DROP : ACT_PASS;
 }
 
+/* A flow that has no room among the established goes on where it is. */
+static __always_inline void stay(bool v6, struct request *r, const union tuple_key *key)
+{
+	count(REASON_FLOW_TABLE_FULL);
+	amend(v6, key, FLOW_ESTABLISHED, now());
+	opposite_key(v6, &r->entry.flow, protocol(v6, key), &r->key);
+	amend(v6, &r->key, FLOW_ESTABLISHED, now());
+}
+
 /* Moves a flow that has proven itself to where no newcomer can push it out,
  * both entries: r->entry of key, and its opposite. When there is no room it
  * stays where it is, and is served on.
@@ -59,12 +68,12 @@ static __always_inline void promote(bool v6, struct request *r, const union tupl
 		return;
 	r->entry.flow.state = r->other.flow.state = FLOW_ESTABLISHED;
 	if (put_established(v6, key, &r->entry)) {
-		count(REASON_FLOW_TABLE_FULL);
+		stay(v6, r, key);
 		return;
 	}
 	if (put_established(v6, &r->key, &r->other)) {
 		drop_established(v6, key);
-		count(REASON_FLOW_TABLE_FULL);
+		stay(v6, r, key);
 		return;
 	}
 	retire(v6, key);
@@ -78,7 +87,7 @@ static __always_inline void promote_alone(bool v6, struct request *r, const unio
 {
 	r->entry.flow.state = FLOW_ESTABLISHED;
 	if (put_established(v6, key, &r->entry))
-		count(REASON_FLOW_TABLE_FULL);
+		stay(v6, r, key);
 	else
 		retire(v6, key);
 }

@@ -134,11 +134,12 @@ func TestClientsLearnOfNarrowerPathsBetweenNodes(t *testing.T) {
 				}
 			}
 			from := netip.AddrPortFrom(client, uint16(conn.LocalAddr().(*net.UDPAddr).Port))
-			err = errors.Join(
-				s.there.Do(func() error {
-					return tooBig(node, 1400, packet(node, endpoint, packet(from.Addr(), to.Addr(), ports(from, to))))
-				}),
-				world.Wait(short, func() error { return s.host.Do(func() error { return knows(to.Addr(), 1400-overhead) }) }))
+			complaint := packet(node, endpoint, packet(from.Addr(), to.Addr(), ports(from, to)))
+			err = world.Wait(short, func() error { // until the node knows the flow
+				return errors.Join(
+					s.there.Do(func() error { return tooBig(node, 1400, complaint) }),
+					s.host.Do(func() error { return knows(to.Addr(), 1400-overhead) }))
+			})
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -163,9 +164,12 @@ func (s *stage) narrowBack(addr string, pod *world.Pod) error {
 		return err
 	}
 	from := netip.AddrPortFrom(client, uint16(conn.LocalAddr().(*net.UDPAddr).Port))
-	return errors.Join(
-		s.host.Do(func() error { return tooBig(to.Addr(), 1300, packet(to.Addr(), client, ports(to, from))) }),
-		world.Wait(short, func() error { return pod.Do(func() error { return knows(client, 1300) }) }))
+	complaint := packet(to.Addr(), client, ports(to, from))
+	return world.Wait(short, func() error { // until the nodes know the flow
+		return errors.Join(
+			s.host.Do(func() error { return tooBig(to.Addr(), 1300, complaint) }),
+			pod.Do(func() error { return knows(client, 1300) }))
+	})
 }
 
 // knows tells whether this namespace knows of a path's MTU.

@@ -108,6 +108,33 @@ func TestADirectConnectionMayFollowFromTheSamePort(t *testing.T) {
 	})
 }
 
+// The same when the old flow was swept long ago: what is left of it among the
+// newcomers must not count any more.
+func TestADirectConnectionMayFollowAfterTheSweep(t *testing.T) {
+	both(t, func(t *testing.T, s *stage) {
+		s.serve(webService(), s.near[0])
+		s.routeBy(s.here, s.near[0].IPv4().String()+"/32")
+		from := world.From(netip.AddrPortFrom(s.host.IPv4(), 21000).String())
+		for _, proto := range []string{"tcp", "udp"} {
+			if r := s.client.Dial(proto, "203.0.113.10:80", from); r.Err() != nil {
+				t.Errorf("%s: %v", proto, r)
+			}
+		}
+		flows := s.here.reconciler.Tables().Flows4
+		for key := range world.Must(flows.Entries())(t) {
+			if err := flows.Delete(key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := world.Wait(4*short, func() error {
+			return s.client.Dial("tcp", netip.AddrPortFrom(s.near[0].IPv4(), 8080).String(), from, world.Timeout(impatient)).Err()
+		})
+		if err != nil {
+			t.Errorf("a connection to the endpoint from the same port: %v", err)
+		}
+	})
+}
+
 func TestEndpointsComeAndGoUnderTraffic(t *testing.T) {
 	both(t, func(t *testing.T, s *stage) {
 		s.serve(webService(), s.near[0], s.far[0])
