@@ -69,7 +69,7 @@ func Cleanup(root string, dryRun bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close()
+	defer unlockRoot(lock)
 	removed, err := cleanDevices(dryRun)
 	if err != nil {
 		return removed, err

@@ -130,7 +130,7 @@ func (l *Loader) Close() error {
 	if l.sweep != nil {
 		l.sweep.Close()
 	}
-	return l.lock.Close()
+	return unlockRoot(l.lock)
 }
 
 // TableDir and linkDir are where pins live below the root.
@@ -181,6 +181,12 @@ func lockRoot(root string) (*os.File, error) {
 		return nil, fmt.Errorf("lock --bpffs-root %s: %w", root, err)
 	}
 	return dir, nil
+}
+
+// unlockRoot gives the directory up. Closing the file alone might not: a child
+// of this process that has not executed its program yet holds it, too.
+func unlockRoot(lock *os.File) error {
+	return errors.Join(unix.Flock(int(lock.Fd()), unix.LOCK_UN), lock.Close())
 }
 
 // Adopt opens the tables that an earlier agent left, or returns
