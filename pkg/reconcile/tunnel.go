@@ -19,11 +19,18 @@ func (t *transaction) stageEnds(p *port, c *compile.Port) error {
 		return nil
 	}
 	want := map[netip.Addr]uint32{}
+	ports := map[netip.Addr]uint16{}
 	for pos := range int32(c.Positions()) {
 		b := c.Backend(pos)
-		// An address that serves on two ports is one end: either will do.
-		if _, known := want[b.Addr.Addr()]; c.Direct && b.State != 0 && b.OnNode && !known {
-			want[b.Addr.Addr()], _ = maps.SplitSlotWord(p.words[pos])
+		if !c.Direct || b.State == 0 || !b.OnNode {
+			continue
+		}
+		// An address that serves on two ports is one end. Either would do, but
+		// positions come in any order, and a new agent has to choose the same.
+		addr := b.Addr.Addr()
+		if lowest, known := ports[addr]; !known || b.Addr.Port() < lowest {
+			ports[addr] = b.Addr.Port()
+			want[addr], _ = maps.SplitSlotWord(p.words[pos])
 		}
 	}
 	var errs []error
