@@ -25,6 +25,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,15 +71,17 @@ type behaviour struct {
 
 // stage is a cluster with agents.
 type stage struct {
-	t         *testing.T
-	mode      string
-	world     *world.World
-	nodes     []*world.Node
-	manifests []string // of each node
-	probes    map[string]*world.Probe
-	addrs     map[string]netip.Addr // by name, "near1" and "near1_6"
-	agents    []*world.Process
-	applied   int // how often, which names the marker
+	t           *testing.T
+	mode        string
+	world       *world.World
+	nodes       []*world.Node
+	manifests   []string // of each node
+	probes      map[string]*world.Probe
+	addrs       map[string]netip.Addr // by name, "near1" and "near1_6"
+	flags       []string              // of the agents
+	agentPlaces [2]*world.Place
+	agents      []*world.Process
+	applied     int // how often, which names the marker
 }
 
 // names of pods with a server, and their nodes.
@@ -90,7 +93,7 @@ var pods = []struct {
 func newStage(t *testing.T, mode string, flags ...string) *stage {
 	t.Helper()
 	world.RequireRoot(t)
-	s := &stage{t: t, mode: mode, world: world.NewT(t), probes: map[string]*world.Probe{}, addrs: map[string]netip.Addr{}}
+	s := &stage{t: t, mode: mode, flags: flags, world: world.NewT(t), probes: map[string]*world.Probe{}, addrs: map[string]netip.Addr{}}
 	uplinks := []*world.Namespace{}
 	for _, name := range []string{"here", "there"} {
 		n := world.Must(s.world.AddNode(name))(t)
@@ -100,7 +103,9 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 	}
 	for _, p := range pods {
 		pod := world.Must(s.nodes[p.node].AddPod(p.name))(t)
-		world.Must(pod.Serve(p.name, "tcp:8080", "udp:8080", "tcp:9090", "udp:9090"))(t)
+		world.Must(pod.Serve(p.name, "tcp:8080", "udp:8080"))(t)
+		// Its name there tells a wrong port number from the right one.
+		world.Must(pod.Serve(p.name+"/9090", "tcp:9090", "udp:9090"))(t)
 		s.probes[p.name] = world.Must(pod.Probe())(t)
 		s.name(p.name, pod.IPv4(), pod.IPv6())
 	}
@@ -117,8 +122,8 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 	uplinks = append(uplinks, host.Namespace)
 	s.world.LikeHardware(t, uplinks...)
 	s.routeByHere(host)
-	for i, n := range s.nodes {
-		s.startAgent(i, n, flags)
+	for i := range s.nodes {
+		s.startAgent(i)
 	}
 	for _, n := range s.nodes {
 		s.awaitAgent(n)
@@ -168,19 +173,27 @@ func (s *stage) routeByHere(host *world.Host) {
 	}
 }
 
-func (s *stage) startAgent(i int, n *world.Node, flags []string) {
+func (s *stage) startAgent(i int) {
 	s.t.Helper()
-	dir := filepath.Join(n.Dir(), "manifests")
+	dir := filepath.Join(s.nodes[i].Dir(), "manifests")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		s.t.Fatal(err)
 	}
 	s.manifests = append(s.manifests, dir)
+	s.agents = append(s.agents, s.runAgent(i))
+}
+
+func (s *stage) runAgent(i int) *world.Process {
+	s.t.Helper()
+	n := s.nodes[i]
 	pods4, pods6 := s.nodes[0].PodCIDRs()
 	other4, other6 := s.nodes[1].PodCIDRs()
-	args := append(n.AgentFlags(), "--manifests", dir, "--service-cidr", "10.96.0.0/16,fd00:10:96::/112",
+	args := append(n.AgentFlags(), "--manifests", s.manifests[i], "--service-cidr", "10.96.0.0/16,fd00:10:96::/112",
 		"--cluster-cidr", fmt.Sprintf("%s,%s,%s,%s", pods4, pods6, other4, other6), "--devices", "eth0")
-	place := world.Must(n.Host("agent"))(s.t)
-	s.agents = append(s.agents, world.Must(place.Start(agentPath, append(args, flags...)...))(s.t))
+	if s.agentPlaces[i] == nil {
+		s.agentPlaces[i] = world.Must(n.Host("agent"))(s.t)
+	}
+	return world.Must(s.agentPlaces[i].Start(agentPath, append(args, s.flags...)...))(s.t)
 }
 
 // apply makes the agents see these objects and no others, and waits until both
@@ -302,6 +315,19 @@ var modes = []struct {
 
 func TestBehaviours(t *testing.T) {
 	behaviours := readBehaviours(t)
+	var played atomic.Int64
+	// After all modes: the document says nothing that this run has not shown.
+	t.Cleanup(func() {
+		switch all := int64(len(modes) * len(behaviours)); {
+		case !*update:
+		case t.Failed() || played.Load() != all:
+			t.Errorf("%s stays as it is: %d of %d behaviours were played, and all must hold", documentPath, played.Load(), all)
+		default:
+			if err := os.WriteFile(documentPath, []byte(document(t, behaviours)), 0o644); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
@@ -311,6 +337,7 @@ func TestBehaviours(t *testing.T) {
 				t.Run(b.name, func(t *testing.T) {
 					s.t = t
 					s.play(b)
+					played.Add(1)
 				})
 			}
 		})
@@ -321,7 +348,11 @@ func TestBehaviours(t *testing.T) {
 // in every mode, what comes from sockets in the first.
 func (s *stage) play(b *behaviour) {
 	for _, st := range b.steps {
-		if st.verb == "apply" {
+		if st.who != "" && !st.fromWire() && s.mode != modes[0].name {
+			continue
+		}
+		switch st.verb {
+		case "apply":
 			var text []string
 			for _, name := range st.args {
 				if b.files[name] == "" {
@@ -330,15 +361,20 @@ func (s *stage) play(b *behaviour) {
 				text = append(text, b.files[name])
 			}
 			s.apply(strings.Join(text, "---\n"))
-			continue
-		}
-		if !st.fromWire() && s.mode != modes[0].name {
-			continue
-		}
-		// The agents take up a change within a second: what must be true is
-		// waited for.
-		if err := world.Wait(patience, func() error { return s.try(st) }); err != nil {
-			s.t.Errorf("line %d: %s: %v", st.line, st.text, err)
+		case "keeps":
+			defer s.keep(st)()
+		case "stays":
+			defer s.stay(st)()
+		case "gain":
+			defer s.gain(st.args[0])()
+		case "restart":
+			s.restart()
+		default:
+			// The agents take up a change within a second: what must be true
+			// is waited for.
+			if err := world.Wait(patience, func() error { return s.try(st) }); err != nil {
+				s.t.Errorf("line %d: %s: %v", st.line, st.text, err)
+			}
 		}
 	}
 }

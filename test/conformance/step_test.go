@@ -25,6 +25,11 @@ import (
 //	WHO PROTOCOL ADDRESS silent          nobody answers
 //	WHO PROTOCOL ADDRESS fails ERRNO     the call fails with that error
 //	WHO PROTOCOL ADDRESS named           the socket is told the address that it named
+//	WHO PROTOCOL ADDRESS keeps           calls go on from here to the end, and none fails
+//	WHO PROTOCOL ADDRESS stays           a connection opened here still answers at the end
+//	logged WORD...                       a line of the agent "here" has all these words
+//	gain ADDRESS/LENGTH                  the node "here" has this address from here to the end
+//	restart                              the agent "here" ends and another one starts
 //
 // WHO is pod or node (on the node "here"), client (outside), other (the other
 // node), or a pod that serves. Lines that begin with # are for people.
@@ -39,7 +44,10 @@ func (st *step) fromWire() bool {
 	return st.who == "client" || st.who == "other" || strings.HasPrefix(st.who, "far")
 }
 
-var verbs = map[string]bool{"reaches": true, "sticks": true, "sees": true, "refused": true, "silent": true, "fails": true, "named": true}
+var verbs = map[string]bool{"reaches": true, "sticks": true, "sees": true, "refused": true, "silent": true, "fails": true, "named": true, "keeps": true, "stays": true}
+
+// commands are the steps in which nobody calls.
+var commands = map[string]bool{"apply": true, "logged": true, "gain": true, "restart": true}
 
 func parseSteps(script string) ([]step, error) {
 	var out []step
@@ -48,8 +56,8 @@ func parseSteps(script string) ([]step, error) {
 		fields := strings.Fields(text)
 		switch {
 		case len(fields) == 0 || fields[0] == "#":
-		case fields[0] == "apply":
-			out = append(out, step{line: i + 1, text: text, verb: "apply", args: fields[1:]})
+		case commands[fields[0]]:
+			out = append(out, step{line: i + 1, text: text, verb: fields[0], args: fields[1:]})
 		case len(fields) < 4 || !verbs[fields[3]]:
 			errs = append(errs, fmt.Errorf("line %d is no step: %s", i+1, text))
 		default:
@@ -71,6 +79,9 @@ var errnos = map[string]syscall.Errno{
 
 // try makes the calls of a step once and tells what is not as it must be.
 func (s *stage) try(st step) error {
+	if st.verb == "logged" {
+		return s.logged(st.args)
+	}
 	probe := s.probes[st.who]
 	if probe == nil {
 		return fmt.Errorf("nobody is called %s", st.who)
