@@ -138,6 +138,9 @@ type PodConfig struct {
 	Family Family
 	// IPv4 and IPv6 fix an address within the node's pod CIDRs.
 	IPv4, IPv6 netip.Addr
+	// Bare leaves the pod without a link and without addresses: a namespace
+	// and a cgroup, for a test that has somebody else lay the network.
+	Bare bool
 }
 
 // Pod is a namespace whose eth0 hangs on its node's bridge, and a cgroup below
@@ -194,6 +197,10 @@ func (n *Node) addPod(name string, config PodConfig) (*Pod, error) {
 	if p.Place, err = n.world.newPlace(ns, name, filepath.Join(n.cg, "pod-"+name)); err != nil {
 		return nil, err
 	}
+	if config.Bare {
+		p.ipv4, p.ipv6 = netip.Addr{}, netip.Addr{}
+		return p, nil
+	}
 	if err := p.buildNetwork(); err != nil {
 		return nil, err
 	}
@@ -203,10 +210,10 @@ func (n *Node) addPod(name string, config PodConfig) (*Pod, error) {
 // Node is where the pod runs.
 func (p *Pod) Node() *Node { return p.node }
 
-// IPv4 is the pod's IPv4 address; invalid in an IPv6-only pod.
+// IPv4 is the pod's IPv4 address; invalid in an IPv6-only or bare pod.
 func (p *Pod) IPv4() netip.Addr { return p.ipv4 }
 
-// IPv6 is the pod's IPv6 address; invalid in an IPv4-only pod.
+// IPv6 is the pod's IPv6 address; invalid in an IPv4-only or bare pod.
 func (p *Pod) IPv6() netip.Addr { return p.ipv6 }
 
 // Remove kills the pod's processes and removes its link, namespace and cgroup.
