@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO      ?= go
 
-.PHONY: conformance help build generate check-generated lint setup test test-vm test-k8s demo bench clean
+.PHONY: conformance help build generate check-generated lint setup test test-cni test-vm test-k8s demo bench clean
 
 ## help: list the targets
 help:
@@ -55,6 +55,10 @@ test-vm: setup
 ## test-k8s: a real control plane from Go modules, and real connections (root)
 test-k8s: setup build
 	cd test/k8s && PORTOLAN_AGENT=$(CURDIR)/bin/portolan-agent PORTOLAN_CLI=$(CURDIR)/bin/portolan $(GO) test -count=1 -v -timeout 40m ./...
+
+## test-cni: beside real CNI plugins from Go modules, and their iptables rules (root)
+test-cni: setup build
+	cd test/neighbours && PORTOLAN_AGENT=$(CURDIR)/bin/portolan-agent $(GO) test -count=1 -timeout 10m ./...
 
 ## bench: figures beside their baselines, also as build/bench.json (root); PEER=1 measures kube-proxy, too
 bench: setup build
