@@ -84,6 +84,7 @@ type Agent struct {
 	nodeChanged       chan struct{}
 	sweep             chan struct{}
 	checksChanged     chan struct{}
+	nodePorts         *nodePorts
 	apiServersChanged chan struct{}
 	diary             diary
 }
@@ -110,7 +111,7 @@ func New(cfg Config) (*Agent, error) {
 		diary:       diary{log: cfg.Logger},
 		checks:      health.NewChecks(), checksChanged: make(chan struct{}, 1),
 		keeper: newKeeper(), apiServersChanged: make(chan struct{}, 1),
-		recorder: cfg.Recorder,
+		recorder: cfg.Recorder, nodePorts: newNodePorts(),
 	}
 	for _, f := range loader.Features() {
 		if !f.Required && f.Probe() != nil {
@@ -176,6 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("close stale sockets", a.closeStale)
 	start("sweep flows", a.sweepFlows)
 	start("health checks", a.answerChecks)
+	start("watch holders of NodePorts", a.watchHolders)
 	start("test dataplane", a.testDataplane)
 	start("remember API servers", a.rememberAPIServers)
 	start("tell events", a.problems.teller.run)
@@ -304,6 +306,7 @@ func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time
 		a.diary.write(a.compiler, changes, first, time.Since(begin))
 	}
 	a.noteChecks(u, changes)
+	a.nodePorts.note(changes)
 	a.noteProblems(u)
 	if generation := a.compiler.ProblemsGeneration(); generation != a.problems.compiled {
 		a.problems.compiled = generation

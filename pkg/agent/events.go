@@ -153,6 +153,8 @@ func eventOf(p service.Problem) (source.Event, bool) {
 	switch p.Reason {
 	case service.ReasonHealthPort:
 		e.Reason, e.OnNode = "FailedToStartServiceHealthcheck", true // kube-proxy's word
+	case service.ReasonNodePortHeld:
+		e.Reason, e.OnNode = "NodePortHeld", true
 	case service.ReasonTableFull, service.ReasonNotWritten:
 		e.OnNode = true
 	}

@@ -28,6 +28,8 @@ func TestProblemsOfServicesAreEventsAndOthersAreNot(t *testing.T) {
 			source.Event{Service: name, Reason: "FrontendConflict", Note: "m"}, true},
 		{service.Problem{Object: "Service shop/store", Reason: service.ReasonHealthPort, Message: "m"},
 			source.Event{Service: name, Reason: "FailedToStartServiceHealthcheck", Note: "m", OnNode: true}, true},
+		{service.Problem{Object: "Service shop/store", Reason: service.ReasonNodePortHeld, Message: "m"},
+			source.Event{Service: name, Reason: "NodePortHeld", Note: "m", OnNode: true}, true},
 		{service.Problem{Object: "Service shop/store", Reason: service.ReasonTableFull, Message: "m"},
 			source.Event{Service: name, Reason: "TableFull", Note: "m", OnNode: true}, true},
 		{service.Problem{Object: "EndpointSlice shop/store-1", Reason: service.ReasonWrongFamily}, source.Event{}, false},

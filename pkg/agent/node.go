@@ -38,6 +38,7 @@ func (a *Agent) applyNode() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	notify(a.checksChanged)
+	notify(a.nodePorts.changed)
 	if err := a.reconciler.ApplyNode(a.nodeTables()); err != nil {
 		return err
 	}

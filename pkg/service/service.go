@@ -256,11 +256,12 @@ const (
 	ReasonConflict        = "frontend-conflict" // an older Service has the frontend
 	ReasonTooMany         = "too-many-endpoints"
 	ReasonTableFull       = "table-full"
-	ReasonNotWritten      = "not-written" // the agent could not do it and tries again
-	ReasonDevice          = "device"      // a device is not served as asked
-	ReasonForwarding      = "forwarding"  // the kernel is told not to forward
-	ReasonHealthPort      = "health-port" // a health check cannot be answered
-	ReasonDataplane       = "dataplane"   // the kernel does not do what it was told
-	ReasonHost            = "host"        // a setting of this node could not be made
-	ReasonKept            = "kept"        // an update is not believed, what was before stays
+	ReasonNotWritten      = "not-written"   // the agent could not do it and tries again
+	ReasonDevice          = "device"        // a device is not served as asked
+	ReasonForwarding      = "forwarding"    // the kernel is told not to forward
+	ReasonHealthPort      = "health-port"   // a health check cannot be answered
+	ReasonNodePortHeld    = "nodeport-held" // a socket of this node has a NodePort
+	ReasonDataplane       = "dataplane"     // the kernel does not do what it was told
+	ReasonHost            = "host"          // a setting of this node could not be made
+	ReasonKept            = "kept"          // an update is not believed, what was before stays
 )
