@@ -26,55 +26,65 @@ type BenchBenchTraffic struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BenchMapAffinity        = "affinity"
-	BenchMapBackends4       = "backends4"
-	BenchMapBackends6       = "backends6"
-	BenchMapDevices         = "devices"
-	BenchMapFlows4          = "flows4"
-	BenchMapFlows6          = "flows6"
-	BenchMapFragments       = "fragments"
-	BenchMapFrontendState   = "frontend_state"
-	BenchMapFrontends4      = "frontends4"
-	BenchMapFrontends6      = "frontends6"
-	BenchMapNewcomers4      = "newcomers4"
-	BenchMapNewcomers6      = "newcomers6"
-	BenchMapNextHops4       = "next_hops4"
-	BenchMapNextHops6       = "next_hops6"
-	BenchMapNodeAddrs4      = "node_addrs4"
-	BenchMapNodeAddrs6      = "node_addrs6"
-	BenchMapNodeConfig      = "node_config"
-	BenchMapPressure        = "pressure"
-	BenchMapReasons         = "reasons"
-	BenchMapRefusals        = "refusals"
-	BenchMapRequestScratch  = "request_scratch"
-	BenchMapServiceNames    = "service_names"
-	BenchMapSlots           = "slots"
-	BenchMapSockPeer        = "sock_peer"
-	BenchMapSockRev         = "sock_rev"
-	BenchMapSources4        = "sources4"
-	BenchMapSources6        = "sources6"
-	BenchMapTraffic         = "traffic"
-	BenchMapTunnelEnds      = "tunnel_ends"
-	BenchMapVipFilter       = "vip_filter"
-	BenchMapWireConfig      = "wire_config"
-	BenchProgEmpty          = "empty"
-	BenchProgFilter4        = "filter4"
-	BenchProgFloor4         = "floor4"
-	BenchProgFloor6         = "floor6"
-	BenchProgFlow4          = "flow4"
-	BenchProgFrontend4      = "frontend4"
-	BenchProgNewcomer4      = "newcomer4"
-	BenchProgParse4Only     = "parse4_only"
-	BenchProgPick4          = "pick4"
-	BenchProgRun4           = "run4"
-	BenchProgRun6           = "run6"
-	BenchVarHostNetnsCookie = "host_netns_cookie"
-	BenchVarLinkHeader      = "link_header"
-	BenchVarMasqueradeAll   = "masquerade_all"
-	BenchVarMayDestroy      = "may_destroy"
-	BenchVarNewFlowRate     = "new_flow_rate"
-	BenchVarPodDevice       = "pod_device"
-	BenchVarVipFilterShift  = "vip_filter_shift"
+	BenchMapAffinity             = "affinity"
+	BenchMapBackends4            = "backends4"
+	BenchMapBackends6            = "backends6"
+	BenchMapDevices              = "devices"
+	BenchMapFlows4               = "flows4"
+	BenchMapFlows6               = "flows6"
+	BenchMapFragments            = "fragments"
+	BenchMapFrontendState        = "frontend_state"
+	BenchMapFrontends4           = "frontends4"
+	BenchMapFrontends6           = "frontends6"
+	BenchMapNewcomers4           = "newcomers4"
+	BenchMapNewcomers6           = "newcomers6"
+	BenchMapNextHops4            = "next_hops4"
+	BenchMapNextHops6            = "next_hops6"
+	BenchMapNodeAddrs4           = "node_addrs4"
+	BenchMapNodeAddrs6           = "node_addrs6"
+	BenchMapNodeConfig           = "node_config"
+	BenchMapPressure             = "pressure"
+	BenchMapReasons              = "reasons"
+	BenchMapRefusals             = "refusals"
+	BenchMapRequestScratch       = "request_scratch"
+	BenchMapServiceNames         = "service_names"
+	BenchMapSlots                = "slots"
+	BenchMapSockPeer             = "sock_peer"
+	BenchMapSockRev              = "sock_rev"
+	BenchMapSources4             = "sources4"
+	BenchMapSources6             = "sources6"
+	BenchMapTraffic              = "traffic"
+	BenchMapTunnelEnds           = "tunnel_ends"
+	BenchMapVipFilter            = "vip_filter"
+	BenchMapWireConfig           = "wire_config"
+	BenchProgEmpty               = "empty"
+	BenchProgFilter4             = "filter4"
+	BenchProgFloor4              = "floor4"
+	BenchProgFloor6              = "floor6"
+	BenchProgFlow4               = "flow4"
+	BenchProgFrontend4           = "frontend4"
+	BenchProgNewcomer4           = "newcomer4"
+	BenchProgParse4Only          = "parse4_only"
+	BenchProgPick4               = "pick4"
+	BenchProgRun4                = "run4"
+	BenchProgRun6                = "run6"
+	BenchVarFrontends4Multiplier = "frontends4_multiplier"
+	BenchVarFrontends4Shift      = "frontends4_shift"
+	BenchVarFrontends6Multiplier = "frontends6_multiplier"
+	BenchVarFrontends6Shift      = "frontends6_shift"
+	BenchVarHostNetnsCookie      = "host_netns_cookie"
+	BenchVarLinkHeader           = "link_header"
+	BenchVarMasqueradeAll        = "masquerade_all"
+	BenchVarMayDestroy           = "may_destroy"
+	BenchVarNewFlowRate          = "new_flow_rate"
+	BenchVarPodDevice            = "pod_device"
+	BenchVarServiceMask4         = "service_mask4"
+	BenchVarServiceMask6         = "service_mask6"
+	BenchVarServicePrefix4       = "service_prefix4"
+	BenchVarServicePrefix6       = "service_prefix6"
+	BenchVarServiceWide4         = "service_wide4"
+	BenchVarServiceWide6         = "service_wide6"
+	BenchVarVipFilterShift       = "vip_filter_shift"
 )
 
 // LoadBench returns the embedded CollectionSpec for Bench.
@@ -173,13 +183,23 @@ type BenchMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BenchVariableSpecs struct {
-	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.VariableSpec `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.VariableSpec `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.VariableSpec `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.VariableSpec `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.VariableSpec `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.VariableSpec `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.VariableSpec `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.VariableSpec `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.VariableSpec `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.VariableSpec `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.VariableSpec `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.VariableSpec `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
 // BenchObjects contains all objects after they have been loaded into the kernel.
@@ -275,13 +295,23 @@ func (m *BenchMaps) Close() error {
 //
 // It can be passed to LoadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BenchVariables struct {
-	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.Variable `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.Variable `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.Variable `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.Variable `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.Variable `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.Variable `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.Variable `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.Variable `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.Variable `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.Variable `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.Variable `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.Variable `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.Variable `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 
 // BenchPrograms contains all programs after they have been loaded into the kernel.

@@ -16,49 +16,59 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BenchTcMapAffinity        = "affinity"
-	BenchTcMapBackends4       = "backends4"
-	BenchTcMapBackends6       = "backends6"
-	BenchTcMapDevices         = "devices"
-	BenchTcMapFlows4          = "flows4"
-	BenchTcMapFlows6          = "flows6"
-	BenchTcMapFragments       = "fragments"
-	BenchTcMapFrontendState   = "frontend_state"
-	BenchTcMapFrontends4      = "frontends4"
-	BenchTcMapFrontends6      = "frontends6"
-	BenchTcMapNewcomers4      = "newcomers4"
-	BenchTcMapNewcomers6      = "newcomers6"
-	BenchTcMapNextHops4       = "next_hops4"
-	BenchTcMapNextHops6       = "next_hops6"
-	BenchTcMapNodeAddrs4      = "node_addrs4"
-	BenchTcMapNodeAddrs6      = "node_addrs6"
-	BenchTcMapNodeConfig      = "node_config"
-	BenchTcMapPressure        = "pressure"
-	BenchTcMapReasons         = "reasons"
-	BenchTcMapRefusals        = "refusals"
-	BenchTcMapRequestScratch  = "request_scratch"
-	BenchTcMapServiceNames    = "service_names"
-	BenchTcMapSlots           = "slots"
-	BenchTcMapSockPeer        = "sock_peer"
-	BenchTcMapSockRev         = "sock_rev"
-	BenchTcMapSources4        = "sources4"
-	BenchTcMapSources6        = "sources6"
-	BenchTcMapTraffic         = "traffic"
-	BenchTcMapTunnelEnds      = "tunnel_ends"
-	BenchTcMapVipFilter       = "vip_filter"
-	BenchTcMapWireConfig      = "wire_config"
-	BenchTcProgEmpty          = "empty"
-	BenchTcProgFloor4         = "floor4"
-	BenchTcProgFloor6         = "floor6"
-	BenchTcProgRun4           = "run4"
-	BenchTcProgRun6           = "run6"
-	BenchTcVarHostNetnsCookie = "host_netns_cookie"
-	BenchTcVarLinkHeader      = "link_header"
-	BenchTcVarMasqueradeAll   = "masquerade_all"
-	BenchTcVarMayDestroy      = "may_destroy"
-	BenchTcVarNewFlowRate     = "new_flow_rate"
-	BenchTcVarPodDevice       = "pod_device"
-	BenchTcVarVipFilterShift  = "vip_filter_shift"
+	BenchTcMapAffinity             = "affinity"
+	BenchTcMapBackends4            = "backends4"
+	BenchTcMapBackends6            = "backends6"
+	BenchTcMapDevices              = "devices"
+	BenchTcMapFlows4               = "flows4"
+	BenchTcMapFlows6               = "flows6"
+	BenchTcMapFragments            = "fragments"
+	BenchTcMapFrontendState        = "frontend_state"
+	BenchTcMapFrontends4           = "frontends4"
+	BenchTcMapFrontends6           = "frontends6"
+	BenchTcMapNewcomers4           = "newcomers4"
+	BenchTcMapNewcomers6           = "newcomers6"
+	BenchTcMapNextHops4            = "next_hops4"
+	BenchTcMapNextHops6            = "next_hops6"
+	BenchTcMapNodeAddrs4           = "node_addrs4"
+	BenchTcMapNodeAddrs6           = "node_addrs6"
+	BenchTcMapNodeConfig           = "node_config"
+	BenchTcMapPressure             = "pressure"
+	BenchTcMapReasons              = "reasons"
+	BenchTcMapRefusals             = "refusals"
+	BenchTcMapRequestScratch       = "request_scratch"
+	BenchTcMapServiceNames         = "service_names"
+	BenchTcMapSlots                = "slots"
+	BenchTcMapSockPeer             = "sock_peer"
+	BenchTcMapSockRev              = "sock_rev"
+	BenchTcMapSources4             = "sources4"
+	BenchTcMapSources6             = "sources6"
+	BenchTcMapTraffic              = "traffic"
+	BenchTcMapTunnelEnds           = "tunnel_ends"
+	BenchTcMapVipFilter            = "vip_filter"
+	BenchTcMapWireConfig           = "wire_config"
+	BenchTcProgEmpty               = "empty"
+	BenchTcProgFloor4              = "floor4"
+	BenchTcProgFloor6              = "floor6"
+	BenchTcProgRun4                = "run4"
+	BenchTcProgRun6                = "run6"
+	BenchTcVarFrontends4Multiplier = "frontends4_multiplier"
+	BenchTcVarFrontends4Shift      = "frontends4_shift"
+	BenchTcVarFrontends6Multiplier = "frontends6_multiplier"
+	BenchTcVarFrontends6Shift      = "frontends6_shift"
+	BenchTcVarHostNetnsCookie      = "host_netns_cookie"
+	BenchTcVarLinkHeader           = "link_header"
+	BenchTcVarMasqueradeAll        = "masquerade_all"
+	BenchTcVarMayDestroy           = "may_destroy"
+	BenchTcVarNewFlowRate          = "new_flow_rate"
+	BenchTcVarPodDevice            = "pod_device"
+	BenchTcVarServiceMask4         = "service_mask4"
+	BenchTcVarServiceMask6         = "service_mask6"
+	BenchTcVarServicePrefix4       = "service_prefix4"
+	BenchTcVarServicePrefix6       = "service_prefix6"
+	BenchTcVarServiceWide4         = "service_wide4"
+	BenchTcVarServiceWide6         = "service_wide6"
+	BenchTcVarVipFilterShift       = "vip_filter_shift"
 )
 
 // LoadBenchTc returns the embedded CollectionSpec for BenchTc.
@@ -151,13 +161,23 @@ type BenchTcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BenchTcVariableSpecs struct {
-	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.VariableSpec `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.VariableSpec `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.VariableSpec `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.VariableSpec `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.VariableSpec `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.VariableSpec `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.VariableSpec `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.VariableSpec `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.VariableSpec `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.VariableSpec `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.VariableSpec `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.VariableSpec `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
 // BenchTcObjects contains all objects after they have been loaded into the kernel.
@@ -253,13 +273,23 @@ func (m *BenchTcMaps) Close() error {
 //
 // It can be passed to LoadBenchTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BenchTcVariables struct {
-	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.Variable `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.Variable `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.Variable `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.Variable `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.Variable `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.Variable `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.Variable `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.Variable `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.Variable `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.Variable `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.Variable `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.Variable `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.Variable `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 
 // BenchTcPrograms contains all programs after they have been loaded into the kernel.

@@ -16,27 +16,37 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	CloseMapAffinity          = "affinity"
-	CloseMapBackends4         = "backends4"
-	CloseMapBackends6         = "backends6"
-	CloseMapFrontendState     = "frontend_state"
-	CloseMapFrontends4        = "frontends4"
-	CloseMapFrontends6        = "frontends6"
-	CloseMapNodeAddrs4        = "node_addrs4"
-	CloseMapNodeAddrs6        = "node_addrs6"
-	CloseMapNodeConfig        = "node_config"
-	CloseMapReasons           = "reasons"
-	CloseMapServiceNames      = "service_names"
-	CloseMapSlots             = "slots"
-	CloseMapSockPeer          = "sock_peer"
-	CloseMapSockRev           = "sock_rev"
-	CloseMapSources4          = "sources4"
-	CloseMapSources6          = "sources6"
-	CloseMapVipFilter         = "vip_filter"
-	CloseProgPortolanCloseUdp = "portolan_close_udp"
-	CloseVarHostNetnsCookie   = "host_netns_cookie"
-	CloseVarMayDestroy        = "may_destroy"
-	CloseVarVipFilterShift    = "vip_filter_shift"
+	CloseMapAffinity             = "affinity"
+	CloseMapBackends4            = "backends4"
+	CloseMapBackends6            = "backends6"
+	CloseMapFrontendState        = "frontend_state"
+	CloseMapFrontends4           = "frontends4"
+	CloseMapFrontends6           = "frontends6"
+	CloseMapNodeAddrs4           = "node_addrs4"
+	CloseMapNodeAddrs6           = "node_addrs6"
+	CloseMapNodeConfig           = "node_config"
+	CloseMapReasons              = "reasons"
+	CloseMapServiceNames         = "service_names"
+	CloseMapSlots                = "slots"
+	CloseMapSockPeer             = "sock_peer"
+	CloseMapSockRev              = "sock_rev"
+	CloseMapSources4             = "sources4"
+	CloseMapSources6             = "sources6"
+	CloseMapVipFilter            = "vip_filter"
+	CloseProgPortolanCloseUdp    = "portolan_close_udp"
+	CloseVarFrontends4Multiplier = "frontends4_multiplier"
+	CloseVarFrontends4Shift      = "frontends4_shift"
+	CloseVarFrontends6Multiplier = "frontends6_multiplier"
+	CloseVarFrontends6Shift      = "frontends6_shift"
+	CloseVarHostNetnsCookie      = "host_netns_cookie"
+	CloseVarMayDestroy           = "may_destroy"
+	CloseVarServiceMask4         = "service_mask4"
+	CloseVarServiceMask6         = "service_mask6"
+	CloseVarServicePrefix4       = "service_prefix4"
+	CloseVarServicePrefix6       = "service_prefix6"
+	CloseVarServiceWide4         = "service_wide4"
+	CloseVarServiceWide6         = "service_wide6"
+	CloseVarVipFilterShift       = "vip_filter_shift"
 )
 
 // LoadClose returns the embedded CollectionSpec for Close.
@@ -111,9 +121,19 @@ type CloseMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CloseVariableSpecs struct {
-	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
-	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
-	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.VariableSpec `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.VariableSpec `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
+	ServiceMask4         *ebpf.VariableSpec `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.VariableSpec `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.VariableSpec `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.VariableSpec `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.VariableSpec `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.VariableSpec `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
 // CloseObjects contains all objects after they have been loaded into the kernel.
@@ -181,9 +201,19 @@ func (m *CloseMaps) Close() error {
 //
 // It can be passed to LoadCloseObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CloseVariables struct {
-	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
-	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
-	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.Variable `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.Variable `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
+	ServiceMask4         *ebpf.Variable `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.Variable `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.Variable `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.Variable `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.Variable `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.Variable `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 
 // ClosePrograms contains all programs after they have been loaded into the kernel.

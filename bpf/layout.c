@@ -10,6 +10,9 @@
 struct layout {
 	struct frontend4_key frontend4_key;
 	struct frontend6_key frontend6_key;
+	enum entry_mark entry_mark;
+	struct frontend4_bucket frontend4_bucket;
+	struct frontend6_bucket frontend6_bucket;
 	enum address_owner address_owner;
 	enum range_flags range_flags;
 	struct frontend_state frontend_state;

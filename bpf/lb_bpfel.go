@@ -107,6 +107,13 @@ const (
 	LbDeviceFlagsDEVICE_NO_LINK_HEADER LbDeviceFlags = 2
 )
 
+type LbEntryMark uint32
+
+const (
+	LbEntryMarkENTRY_USED    LbEntryMark = 1
+	LbEntryMarkENTRY_REMOVED LbEntryMark = 2
+)
+
 type LbFlow struct {
 	_                 structs.HostLayout
 	Sport             uint16
@@ -192,12 +199,28 @@ type LbFragmentKey struct {
 	Proto uint32
 }
 
+type LbFrontend4Bucket struct {
+	_      structs.HostLayout
+	Tags   [4]uint64
+	Values [4]uint32
+	Passed uint32
+	Pad    [3]uint32
+}
+
 type LbFrontend4Key struct {
 	_     structs.HostLayout
 	Addr  uint32
 	Port  uint16
 	Proto uint8
 	Pad   uint8
+}
+
+type LbFrontend6Bucket struct {
+	_      structs.HostLayout
+	Tags   [4]uint64
+	Addrs  [4]LbAddress
+	Passed uint32
+	Pad    uint32
 }
 
 type LbFrontend6Key struct {

@@ -140,9 +140,7 @@ static __always_inline bool parse(struct bpf_sock_addr *ctx, struct tuple *t)
 	return t->proto != 0;
 }
 
-/* Most calls are to no Service: they end here, before anything is asked of the
- * socket.
- */
+/* A call to an address that no Service has, near those that they could have. */
 static __always_inline int not_a_vip(struct bpf_sock_addr *ctx, const struct tuple *t)
 {
 	if (unassigned(t) && service_proto(ctx->protocol))
@@ -159,7 +157,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6_ctx,
 	struct choice chosen = {};
 	struct sock_peer *peer;
 
-	if (!may_be_vip(t))
+	if ((t->v6 ? service_wide6 : service_wide4) && !may_be_vip(t))
 		return not_a_vip(ctx, t);
 	if (!parse(ctx, t))
 		return SYS_PROCEED;
@@ -184,7 +182,11 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6_ctx,
 SEC("cgroup/connect4")
 int portolan_connect4(struct bpf_sock_addr *ctx)
 {
-	struct tuple t = { .dst = ctx_address(ctx, false), .v6 = false };
+	__be32 dst = ctx->user_ip4;
+
+	if (nobodys4(dst))
+		return SYS_PROCEED;
+	struct tuple t = { .dst = mapped(dst), .v6 = false };
 
 	return connect(ctx, false, &t);
 }
@@ -192,14 +194,20 @@ int portolan_connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int portolan_connect6(struct bpf_sock_addr *ctx)
 {
-	struct tuple t = { .dst = ctx_address(ctx, true) };
+	struct address dst = ctx_address(ctx, true);
 
 	/* Two copies, each for a constant family. */
-	if (is_mapped(&t.dst)) {
-		t.v6 = false;
+	if (is_mapped(&dst)) {
+		if (nobodys4(dst.w[3]))
+			return SYS_PROCEED;
+		struct tuple t = { .dst = dst, .v6 = false };
+
 		return connect(ctx, true, &t);
 	}
-	t.v6 = true;
+	if (nobodys6(&dst))
+		return SYS_PROCEED;
+	struct tuple t = { .dst = dst, .v6 = true };
+
 	return connect(ctx, true, &t);
 }
 
@@ -293,7 +301,7 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6_ctx,
 	enum verdict verdict;
 	bool same;
 
-	if (!may_be_vip(t))
+	if ((t->v6 ? service_wide6 : service_wide4) && !may_be_vip(t))
 		return not_a_vip(ctx, t);
 	if (!parse(ctx, t))
 		return SYS_PROCEED;
@@ -325,7 +333,11 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6_ctx,
 SEC("cgroup/sendmsg4")
 int portolan_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	struct tuple t = { .dst = ctx_address(ctx, false), .v6 = false };
+	__be32 dst = ctx->user_ip4;
+
+	if (nobodys4(dst))
+		return SYS_PROCEED;
+	struct tuple t = { .dst = mapped(dst), .v6 = false };
 
 	return sendmsg(ctx, false, &t);
 }
@@ -334,7 +346,11 @@ int portolan_sendmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg6")
 int portolan_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	struct tuple t = { .dst = ctx_address(ctx, true), .v6 = true };
+	struct address dst = ctx_address(ctx, true);
+
+	if (nobodys6(&dst))
+		return SYS_PROCEED;
+	struct tuple t = { .dst = dst, .v6 = true };
 
 	return sendmsg(ctx, true, &t);
 }
@@ -380,7 +396,7 @@ int portolan_recvmsg6(struct bpf_sock_addr *ctx)
  */
 static __always_inline bool takes_nodeport(struct tuple *t, bool any)
 {
-	__u32 zero = 0;
+	__u32 zero = 0, id;
 	struct address unspecified = {};
 	const struct node_config *config = bpf_map_lookup_elem(&node_config, &zero);
 	__u16 port = bpf_ntohs(t->port);
@@ -390,7 +406,7 @@ static __always_inline bool takes_nodeport(struct tuple *t, bool any)
 	if (!in_host_netns(t))
 		return false;
 	return (any || serves_nodeports(t)) &&
-	       lookup_key(t, &unspecified, t->port, t->proto);
+	       lookup_key(t, &unspecified, t->port, t->proto, &id);
 }
 
 SEC("cgroup/post_bind4")

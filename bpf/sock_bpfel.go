@@ -43,8 +43,18 @@ const (
 	SockProgPortolanRecvmsg6     = "portolan_recvmsg6"
 	SockProgPortolanSendmsg4     = "portolan_sendmsg4"
 	SockProgPortolanSendmsg6     = "portolan_sendmsg6"
+	SockVarFrontends4Multiplier  = "frontends4_multiplier"
+	SockVarFrontends4Shift       = "frontends4_shift"
+	SockVarFrontends6Multiplier  = "frontends6_multiplier"
+	SockVarFrontends6Shift       = "frontends6_shift"
 	SockVarHostNetnsCookie       = "host_netns_cookie"
 	SockVarMayDestroy            = "may_destroy"
+	SockVarServiceMask4          = "service_mask4"
+	SockVarServiceMask6          = "service_mask6"
+	SockVarServicePrefix4        = "service_prefix4"
+	SockVarServicePrefix6        = "service_prefix6"
+	SockVarServiceWide4          = "service_wide4"
+	SockVarServiceWide6          = "service_wide6"
 	SockVarVipFilterShift        = "vip_filter_shift"
 )
 
@@ -129,9 +139,19 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
-	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
-	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
-	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.VariableSpec `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.VariableSpec `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
+	ServiceMask4         *ebpf.VariableSpec `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.VariableSpec `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.VariableSpec `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.VariableSpec `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.VariableSpec `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.VariableSpec `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
 // SockObjects contains all objects after they have been loaded into the kernel.
@@ -199,9 +219,19 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
-	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
-	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
-	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.Variable `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.Variable `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
+	ServiceMask4         *ebpf.Variable `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.Variable `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.Variable `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.Variable `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.Variable `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.Variable `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 
 // SockPrograms contains all programs after they have been loaded into the kernel.

@@ -16,45 +16,55 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	TcMapAffinity           = "affinity"
-	TcMapBackends4          = "backends4"
-	TcMapBackends6          = "backends6"
-	TcMapDevices            = "devices"
-	TcMapFlows4             = "flows4"
-	TcMapFlows6             = "flows6"
-	TcMapFragments          = "fragments"
-	TcMapFrontendState      = "frontend_state"
-	TcMapFrontends4         = "frontends4"
-	TcMapFrontends6         = "frontends6"
-	TcMapNewcomers4         = "newcomers4"
-	TcMapNewcomers6         = "newcomers6"
-	TcMapNextHops4          = "next_hops4"
-	TcMapNextHops6          = "next_hops6"
-	TcMapNodeAddrs4         = "node_addrs4"
-	TcMapNodeAddrs6         = "node_addrs6"
-	TcMapNodeConfig         = "node_config"
-	TcMapPressure           = "pressure"
-	TcMapReasons            = "reasons"
-	TcMapRefusals           = "refusals"
-	TcMapRequestScratch     = "request_scratch"
-	TcMapServiceNames       = "service_names"
-	TcMapSlots              = "slots"
-	TcMapSockPeer           = "sock_peer"
-	TcMapSockRev            = "sock_rev"
-	TcMapSources4           = "sources4"
-	TcMapSources6           = "sources6"
-	TcMapTunnelEnds         = "tunnel_ends"
-	TcMapVipFilter          = "vip_filter"
-	TcMapWireConfig         = "wire_config"
-	TcProgPortolanTcEgress  = "portolan_tc_egress"
-	TcProgPortolanTcIngress = "portolan_tc_ingress"
-	TcVarHostNetnsCookie    = "host_netns_cookie"
-	TcVarLinkHeader         = "link_header"
-	TcVarMasqueradeAll      = "masquerade_all"
-	TcVarMayDestroy         = "may_destroy"
-	TcVarNewFlowRate        = "new_flow_rate"
-	TcVarPodDevice          = "pod_device"
-	TcVarVipFilterShift     = "vip_filter_shift"
+	TcMapAffinity             = "affinity"
+	TcMapBackends4            = "backends4"
+	TcMapBackends6            = "backends6"
+	TcMapDevices              = "devices"
+	TcMapFlows4               = "flows4"
+	TcMapFlows6               = "flows6"
+	TcMapFragments            = "fragments"
+	TcMapFrontendState        = "frontend_state"
+	TcMapFrontends4           = "frontends4"
+	TcMapFrontends6           = "frontends6"
+	TcMapNewcomers4           = "newcomers4"
+	TcMapNewcomers6           = "newcomers6"
+	TcMapNextHops4            = "next_hops4"
+	TcMapNextHops6            = "next_hops6"
+	TcMapNodeAddrs4           = "node_addrs4"
+	TcMapNodeAddrs6           = "node_addrs6"
+	TcMapNodeConfig           = "node_config"
+	TcMapPressure             = "pressure"
+	TcMapReasons              = "reasons"
+	TcMapRefusals             = "refusals"
+	TcMapRequestScratch       = "request_scratch"
+	TcMapServiceNames         = "service_names"
+	TcMapSlots                = "slots"
+	TcMapSockPeer             = "sock_peer"
+	TcMapSockRev              = "sock_rev"
+	TcMapSources4             = "sources4"
+	TcMapSources6             = "sources6"
+	TcMapTunnelEnds           = "tunnel_ends"
+	TcMapVipFilter            = "vip_filter"
+	TcMapWireConfig           = "wire_config"
+	TcProgPortolanTcEgress    = "portolan_tc_egress"
+	TcProgPortolanTcIngress   = "portolan_tc_ingress"
+	TcVarFrontends4Multiplier = "frontends4_multiplier"
+	TcVarFrontends4Shift      = "frontends4_shift"
+	TcVarFrontends6Multiplier = "frontends6_multiplier"
+	TcVarFrontends6Shift      = "frontends6_shift"
+	TcVarHostNetnsCookie      = "host_netns_cookie"
+	TcVarLinkHeader           = "link_header"
+	TcVarMasqueradeAll        = "masquerade_all"
+	TcVarMayDestroy           = "may_destroy"
+	TcVarNewFlowRate          = "new_flow_rate"
+	TcVarPodDevice            = "pod_device"
+	TcVarServiceMask4         = "service_mask4"
+	TcVarServiceMask6         = "service_mask6"
+	TcVarServicePrefix4       = "service_prefix4"
+	TcVarServicePrefix6       = "service_prefix6"
+	TcVarServiceWide4         = "service_wide4"
+	TcVarServiceWide6         = "service_wide6"
+	TcVarVipFilterShift       = "vip_filter_shift"
 )
 
 // LoadTc returns the embedded CollectionSpec for Tc.
@@ -143,13 +153,23 @@ type TcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcVariableSpecs struct {
-	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.VariableSpec `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.VariableSpec `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.VariableSpec `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.VariableSpec `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.VariableSpec `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.VariableSpec `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.VariableSpec `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.VariableSpec `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.VariableSpec `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.VariableSpec `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.VariableSpec `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.VariableSpec `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
 // TcObjects contains all objects after they have been loaded into the kernel.
@@ -243,13 +263,23 @@ func (m *TcMaps) Close() error {
 //
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcVariables struct {
-	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.Variable `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.Variable `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.Variable `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.Variable `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.Variable `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.Variable `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.Variable `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.Variable `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.Variable `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.Variable `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.Variable `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.Variable `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.Variable `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 
 // TcPrograms contains all programs after they have been loaded into the kernel.

@@ -16,44 +16,54 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	XdpMapAffinity        = "affinity"
-	XdpMapBackends4       = "backends4"
-	XdpMapBackends6       = "backends6"
-	XdpMapDevices         = "devices"
-	XdpMapFlows4          = "flows4"
-	XdpMapFlows6          = "flows6"
-	XdpMapFragments       = "fragments"
-	XdpMapFrontendState   = "frontend_state"
-	XdpMapFrontends4      = "frontends4"
-	XdpMapFrontends6      = "frontends6"
-	XdpMapNewcomers4      = "newcomers4"
-	XdpMapNewcomers6      = "newcomers6"
-	XdpMapNextHops4       = "next_hops4"
-	XdpMapNextHops6       = "next_hops6"
-	XdpMapNodeAddrs4      = "node_addrs4"
-	XdpMapNodeAddrs6      = "node_addrs6"
-	XdpMapNodeConfig      = "node_config"
-	XdpMapPressure        = "pressure"
-	XdpMapReasons         = "reasons"
-	XdpMapRefusals        = "refusals"
-	XdpMapRequestScratch  = "request_scratch"
-	XdpMapServiceNames    = "service_names"
-	XdpMapSlots           = "slots"
-	XdpMapSockPeer        = "sock_peer"
-	XdpMapSockRev         = "sock_rev"
-	XdpMapSources4        = "sources4"
-	XdpMapSources6        = "sources6"
-	XdpMapTunnelEnds      = "tunnel_ends"
-	XdpMapVipFilter       = "vip_filter"
-	XdpMapWireConfig      = "wire_config"
-	XdpProgPortolanXdp    = "portolan_xdp"
-	XdpVarHostNetnsCookie = "host_netns_cookie"
-	XdpVarLinkHeader      = "link_header"
-	XdpVarMasqueradeAll   = "masquerade_all"
-	XdpVarMayDestroy      = "may_destroy"
-	XdpVarNewFlowRate     = "new_flow_rate"
-	XdpVarPodDevice       = "pod_device"
-	XdpVarVipFilterShift  = "vip_filter_shift"
+	XdpMapAffinity             = "affinity"
+	XdpMapBackends4            = "backends4"
+	XdpMapBackends6            = "backends6"
+	XdpMapDevices              = "devices"
+	XdpMapFlows4               = "flows4"
+	XdpMapFlows6               = "flows6"
+	XdpMapFragments            = "fragments"
+	XdpMapFrontendState        = "frontend_state"
+	XdpMapFrontends4           = "frontends4"
+	XdpMapFrontends6           = "frontends6"
+	XdpMapNewcomers4           = "newcomers4"
+	XdpMapNewcomers6           = "newcomers6"
+	XdpMapNextHops4            = "next_hops4"
+	XdpMapNextHops6            = "next_hops6"
+	XdpMapNodeAddrs4           = "node_addrs4"
+	XdpMapNodeAddrs6           = "node_addrs6"
+	XdpMapNodeConfig           = "node_config"
+	XdpMapPressure             = "pressure"
+	XdpMapReasons              = "reasons"
+	XdpMapRefusals             = "refusals"
+	XdpMapRequestScratch       = "request_scratch"
+	XdpMapServiceNames         = "service_names"
+	XdpMapSlots                = "slots"
+	XdpMapSockPeer             = "sock_peer"
+	XdpMapSockRev              = "sock_rev"
+	XdpMapSources4             = "sources4"
+	XdpMapSources6             = "sources6"
+	XdpMapTunnelEnds           = "tunnel_ends"
+	XdpMapVipFilter            = "vip_filter"
+	XdpMapWireConfig           = "wire_config"
+	XdpProgPortolanXdp         = "portolan_xdp"
+	XdpVarFrontends4Multiplier = "frontends4_multiplier"
+	XdpVarFrontends4Shift      = "frontends4_shift"
+	XdpVarFrontends6Multiplier = "frontends6_multiplier"
+	XdpVarFrontends6Shift      = "frontends6_shift"
+	XdpVarHostNetnsCookie      = "host_netns_cookie"
+	XdpVarLinkHeader           = "link_header"
+	XdpVarMasqueradeAll        = "masquerade_all"
+	XdpVarMayDestroy           = "may_destroy"
+	XdpVarNewFlowRate          = "new_flow_rate"
+	XdpVarPodDevice            = "pod_device"
+	XdpVarServiceMask4         = "service_mask4"
+	XdpVarServiceMask6         = "service_mask6"
+	XdpVarServicePrefix4       = "service_prefix4"
+	XdpVarServicePrefix6       = "service_prefix6"
+	XdpVarServiceWide4         = "service_wide4"
+	XdpVarServiceWide6         = "service_wide6"
+	XdpVarVipFilterShift       = "vip_filter_shift"
 )
 
 // LoadXdp returns the embedded CollectionSpec for Xdp.
@@ -141,13 +151,23 @@ type XdpMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XdpVariableSpecs struct {
-	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.VariableSpec `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.VariableSpec `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.VariableSpec `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.VariableSpec `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.VariableSpec `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.VariableSpec `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.VariableSpec `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.VariableSpec `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.VariableSpec `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.VariableSpec `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.VariableSpec `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.VariableSpec `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.VariableSpec `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.VariableSpec `ebpf:"vip_filter_shift"`
 }
 
 // XdpObjects contains all objects after they have been loaded into the kernel.
@@ -241,13 +261,23 @@ func (m *XdpMaps) Close() error {
 //
 // It can be passed to LoadXdpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XdpVariables struct {
-	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
-	LinkHeader      *ebpf.Variable `ebpf:"link_header"`
-	MasqueradeAll   *ebpf.Variable `ebpf:"masquerade_all"`
-	MayDestroy      *ebpf.Variable `ebpf:"may_destroy"`
-	NewFlowRate     *ebpf.Variable `ebpf:"new_flow_rate"`
-	PodDevice       *ebpf.Variable `ebpf:"pod_device"`
-	VipFilterShift  *ebpf.Variable `ebpf:"vip_filter_shift"`
+	Frontends4Multiplier *ebpf.Variable `ebpf:"frontends4_multiplier"`
+	Frontends4Shift      *ebpf.Variable `ebpf:"frontends4_shift"`
+	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
+	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
+	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
+	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
+	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
+	PodDevice            *ebpf.Variable `ebpf:"pod_device"`
+	ServiceMask4         *ebpf.Variable `ebpf:"service_mask4"`
+	ServiceMask6         *ebpf.Variable `ebpf:"service_mask6"`
+	ServicePrefix4       *ebpf.Variable `ebpf:"service_prefix4"`
+	ServicePrefix6       *ebpf.Variable `ebpf:"service_prefix6"`
+	ServiceWide4         *ebpf.Variable `ebpf:"service_wide4"`
+	ServiceWide6         *ebpf.Variable `ebpf:"service_wide6"`
+	VipFilterShift       *ebpf.Variable `ebpf:"vip_filter_shift"`
 }
 
 // XdpPrograms contains all programs after they have been loaded into the kernel.

@@ -84,15 +84,12 @@ func (l *Loader) connectFault(frontend netip.AddrPort) error {
 func (l *Loader) checkFrontend(at netip.AddrPort) error {
 	var id uint32
 	var found bool
-	var err error
 	if at.Addr().Is4() {
-		id, found, err = l.tables.Frontends4.Get(maps.Frontend4Key(at, unix.IPPROTO_UDP))
+		id, found = l.tables.Frontends4.Get(maps.Frontend4Key(at, unix.IPPROTO_UDP))
 	} else {
-		id, found, err = l.tables.Frontends6.Get(maps.Frontend6Key(at, unix.IPPROTO_UDP))
+		id, found = l.tables.Frontends6.Get(maps.Frontend6Key(at, unix.IPPROTO_UDP))
 	}
 	switch {
-	case err != nil:
-		return nil // what cannot be read tells nothing
 	case !found:
 		return errors.New("is not in the tables")
 	case id >= l.tables.FrontendState.Len():

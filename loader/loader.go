@@ -243,10 +243,9 @@ func (l *Loader) load(set *maps.Set) (map[string]*ebpf.Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read socket programs: %w", err)
 	}
-	shift := maps.FilterShift(set.VIPFilter.Len() * 64)
 	if err := errors.Join(
 		sock.Variables["host_netns_cookie"].Set(l.cookie),
-		sock.Variables["vip_filter_shift"].Set(shift),
+		set.SetConstants(sock),
 	); err != nil {
 		return nil, fmt.Errorf("configure socket programs: %w", err)
 	}

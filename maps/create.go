@@ -50,7 +50,7 @@ func (d *Draft) make(name string) error {
 func (d *Draft) Create(s Sizes) (*Set, error) {
 	for name, n := range s.byName() {
 		if n > 0 {
-			d.specs[name].MaxEntries = n
+			d.specs[name].MaxEntries = elements(name, n)
 		}
 		if err := d.make(name); err != nil {
 			d.Close()

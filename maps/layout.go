@@ -177,6 +177,51 @@ func CIDR(p netip.Prefix) bpf.LbCidr {
 	return bpf.LbCidr{Addr: Addr16(p.Masked().Addr()), Mask: rawAddr16(mask)}
 }
 
+// Cover is what all addresses in a set of CIDRs begin with; of IPv6 ones, in
+// their first half. Values are as programs compare them (service_prefix4 and
+// its like in bpf/include/config.h).
+type Cover struct {
+	prefix4, mask4 uint32
+	prefix6, mask6 uint64
+	wide4, wide6   bool // of several CIDRs
+}
+
+// CoverOf returns the longest such beginning. A family without a CIDR gets a
+// prefix that no address has.
+func CoverOf(set *bpf.LbCidrSet) Cover {
+	cover := Cover{prefix4: 1, prefix6: 1}
+	var of [2]netip.Prefix
+	wide := [2]*bool{&cover.wide4, &cover.wide6}
+	for _, c := range set.Cidrs[:min(int(set.Count), len(set.Cidrs))] {
+		p, ok := fromCIDR(c)
+		if !ok {
+			continue
+		}
+		i := 0
+		if p.Addr().Is6() {
+			i = 1
+		}
+		if !of[i].IsValid() {
+			of[i] = p
+		} else {
+			*wide[i] = true
+		}
+		for of[i].Bits() > 0 && !(of[i].Contains(p.Addr()) && of[i].Bits() <= p.Bits()) {
+			of[i] = netip.PrefixFrom(of[i].Addr(), of[i].Bits()-1).Masked()
+		}
+	}
+	if p := of[0]; p.IsValid() {
+		c := CIDR(p)
+		cover.prefix4, cover.mask4 = c.Addr.W[3], c.Mask.W[3]
+	}
+	if p := of[1]; p.IsValid() {
+		c := CIDR(p)
+		cover.prefix6 = uint64(c.Addr.W[0]) | uint64(c.Addr.W[1])<<32
+		cover.mask6 = uint64(c.Mask.W[0]) | uint64(c.Mask.W[1])<<32
+	}
+	return cover
+}
+
 func rawAddr16(b [16]byte) bpf.LbAddress {
 	var out bpf.LbAddress
 	for i := range out.W {

@@ -24,7 +24,7 @@ import (
 
 // LayoutVersion is the version of the tables' layouts that this build reads
 // and writes, as bpf/include/types.h says it.
-const LayoutVersion = 2
+const LayoutVersion = 3
 
 // Names of the tables, as they are pinned and as programs declare them.
 const (
@@ -75,6 +75,14 @@ type Sizes struct {
 	ServiceNames           uint32
 }
 
+// elements is the max_entries of the kernel's table that holds so many.
+func elements(name string, entries uint32) uint32 {
+	if name == Frontends4 || name == Frontends6 {
+		return frontendElements(entries)
+	}
+	return entries
+}
+
 func (s Sizes) byName() map[string]uint32 {
 	return map[string]uint32{
 		Frontends4: s.Frontends4, Frontends6: s.Frontends6,
@@ -93,8 +101,8 @@ func (s Sizes) byName() map[string]uint32 {
 type Set struct {
 	all map[string]*ebpf.Map
 
-	Frontends4    Hash[bpf.LbFrontend4Key, uint32]
-	Frontends6    Hash[bpf.LbFrontend6Key, uint32]
+	Frontends4    *Frontends[bpf.LbFrontend4Key]
+	Frontends6    *Frontends[bpf.LbFrontend6Key]
 	FrontendState *Array[bpf.LbFrontendState]
 	Slots         *Array[bpf.LbSlot]
 	Backends4     *Array[bpf.LbBackend4]
@@ -125,7 +133,7 @@ func Specs(s Sizes) (map[string]*ebpf.MapSpec, error) {
 	}
 	for name, n := range s.byName() {
 		if n > 0 {
-			spec.Maps[name].MaxEntries = n
+			spec.Maps[name].MaxEntries = elements(name, n)
 		}
 	}
 	return spec.Maps, nil
@@ -190,8 +198,6 @@ func compatible(name string, want *ebpf.MapSpec, got *ebpf.Map) error {
 func newSet(all map[string]*ebpf.Map, writable bool) (*Set, error) {
 	s := &Set{
 		all:          all,
-		Frontends4:   Hash[bpf.LbFrontend4Key, uint32]{all[Frontends4]},
-		Frontends6:   Hash[bpf.LbFrontend6Key, uint32]{all[Frontends6]},
 		NodeAddrs4:   Hash[uint32, uint32]{all[NodeAddrs4]},
 		NodeAddrs6:   Hash[bpf.LbAddress, uint32]{all[NodeAddrs6]},
 		Sources4:     Hash[bpf.LbSource4Key, uint32]{all[Sources4]},
@@ -205,7 +211,7 @@ func newSet(all map[string]*ebpf.Map, writable bool) (*Set, error) {
 		Flows6:       Hash[bpf.LbFlow6Key, bpf.LbFlow6]{all[Flows6]},
 		Refusals:     Hash[bpf.LbRefusalKey, uint64]{all[Refusals]},
 	}
-	var errs [7]error
+	var errs [9]error
 	s.FrontendState, errs[0] = mapArray[bpf.LbFrontendState](all[FrontendState], writable)
 	s.Slots, errs[1] = mapArray[bpf.LbSlot](all[Slots], writable)
 	s.Backends4, errs[2] = mapArray[bpf.LbBackend4](all[Backends4], writable)
@@ -213,11 +219,42 @@ func newSet(all map[string]*ebpf.Map, writable bool) (*Set, error) {
 	s.VIPFilter, errs[4] = mapArray[uint64](all[VIPFilter], writable)
 	s.NodeConfig, errs[5] = mapArray[bpf.LbNodeConfig](all[NodeConfig], writable)
 	s.WireConfig, errs[6] = mapArray[bpf.LbWireConfig](all[WireConfig], writable)
+	s.Frontends4, errs[7] = mapFrontends[bpf.LbFrontend4Bucket](all[Frontends4], &layout4, writable)
+	s.Frontends6, errs[8] = mapFrontends[bpf.LbFrontend6Bucket](all[Frontends6], &layout6, writable)
 	if err := errors.Join(errs[:]...); err != nil {
 		s.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+// SetConstants tells programs, before they are loaded, what they have to know
+// of these tables: the variables of bpf/include/config.h that they use. They
+// have to be loaded anew for a grown set, and for service CIDRs with another
+// Cover.
+func (s *Set) SetConstants(spec *ebpf.CollectionSpec) error {
+	config := s.NodeConfig.At(0)
+	cover := CoverOf(&config.Cidrs[config.ActiveCidrs&1])
+	for name, value := range map[string]any{
+		"service_prefix4":       cover.prefix4,
+		"service_mask4":         cover.mask4,
+		"service_prefix6":       cover.prefix6,
+		"service_mask6":         cover.mask6,
+		"service_wide4":         cover.wide4,
+		"service_wide6":         cover.wide6,
+		"vip_filter_shift":      FilterShift(s.VIPFilter.Len() * 64),
+		"frontends4_multiplier": s.Frontends4.multiplier,
+		"frontends6_multiplier": s.Frontends6.multiplier,
+		"frontends4_shift":      uint32(s.Frontends4.shift),
+		"frontends6_shift":      uint32(s.Frontends6.shift),
+	} {
+		if v := spec.Variables[name]; v != nil {
+			if err := v.Set(value); err != nil {
+				return fmt.Errorf("set constant %s: %w", name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // Map returns the table of that name, or nil.
@@ -270,7 +307,7 @@ func pin(m *ebpf.Map, path string) error {
 
 // Close closes the tables; pins and programs keep them alive.
 func (s *Set) Close() {
-	for _, a := range []interface{ unmap() }{s.FrontendState, s.Slots, s.Backends4, s.Backends6, s.VIPFilter, s.NodeConfig, s.WireConfig} {
+	for _, a := range []interface{ unmap() }{s.Frontends4, s.Frontends6, s.FrontendState, s.Slots, s.Backends4, s.Backends6, s.VIPFilter, s.NodeConfig, s.WireConfig} {
 		a.unmap()
 	}
 	closeAll(s.all)

@@ -154,9 +154,10 @@ type resolver struct {
 func (s *Set) Resolve() (*Resolved, error) {
 	r := &resolver{set: s, out: Resolved{Owners: map[netip.Addr]uint32{}, NodeAddrs: map[netip.Addr]bool{}},
 		names: map[uint32]ServiceName{}, sources: map[uint32][]netip.Prefix{}, named: map[Backend]bool{}}
-	if err := errors.Join(r.readNames(), r.readSources(), r.readNodeAddrs(), r.readFrontends()); err != nil {
+	if err := errors.Join(r.readNames(), r.readSources(), r.readNodeAddrs()); err != nil {
 		return nil, err
 	}
+	r.readFrontends()
 	r.readCIDRs()
 	r.readBackends()
 	r.checkFilter()
@@ -263,17 +264,15 @@ func leadingOnes(network uint32) int {
 	return ones
 }
 
-func (r *resolver) readFrontends() error {
-	var err error
-	for k, id := range r.set.Frontends4.All(&err) {
+func (r *resolver) readFrontends() {
+	for k, id := range r.set.Frontends4.All() {
 		addr, proto := FrontendOf4(k)
 		r.frontend(addr, proto, id)
 	}
-	for k, id := range r.set.Frontends6.All(&err) {
+	for k, id := range r.set.Frontends6.All() {
 		addr, proto := FrontendOf6(k)
 		r.frontend(addr, proto, id)
 	}
-	return err
 }
 
 func (r *resolver) frontend(addr netip.AddrPort, proto uint8, id uint32) {

@@ -205,11 +205,8 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 static __always_inline bool names_nodeport(const struct tuple *t, __u32 *id)
 {
 	struct address any = {};
-	__u32 *entry = lookup_key(t, &any, t->port, t->proto);
 
-	if (entry)
-		*id = *entry;
-	return entry != NULL;
+	return lookup_key(t, &any, t->port, t->proto, id);
 }
 
 static __always_inline int decide(context_t *ctx, struct request *r, bool v6)

@@ -45,14 +45,13 @@ static __always_inline enum act error_in(context_t *ctx, bool v6, struct passage
 static __always_inline bool is_published(bool v6, const union tuple_key *key)
 {
 	struct tuple t = { .v6 = v6 };
-	__u32 *owner;
+	__u32 owner;
 
 	if (v6)
 		t.dst = key->v6.dst;
 	else
 		t.dst.w[3] = key->v4.dst;
-	owner = lookup_key(&t, &t.dst, 0, 0);
-	return owner && *owner == ADDRESS_PUBLISHED;
+	return lookup_key(&t, &t.dst, 0, 0, &owner) && owner == ADDRESS_PUBLISHED;
 }
 
 /* A router says that a packet of ours in a tunnel is too large for its link: the

@@ -8,6 +8,7 @@
 
 #include "address.h"
 #include "config.h"
+#include "frontends.h"
 #include "maps.h"
 
 /* What a client addresses. v6 is a constant in every caller, so the compiler
@@ -29,35 +30,41 @@ enum found {
 	FOUND_PUBLISHED, /* a load balancer or external address, but no port of it */
 };
 
-static __always_inline bool may_be_vip(const struct tuple *t)
+static __always_inline bool filtered(__u32 hash)
 {
-	__u32 bit = (t->v6 ? filter_hash6(&t->dst) : filter_hash4(t->dst.w[3])) >>
-		    vip_filter_shift;
-	__u32 index = bit >> 6;
+	__u32 bit = hash >> vip_filter_shift, index = bit >> 6;
 	__u64 *word = bpf_map_lookup_elem(&vip_filter, &index);
 
 	return word && *word & 1ull << (bit & 63);
 }
 
-static __always_inline __u32 *lookup_key(const struct tuple *t,
-					 const struct address *addr,
-					 __be16 port, __u8 proto)
+static __always_inline bool may_be_vip(const struct tuple *t)
 {
-	if (t->v6) {
-		struct frontend6_key key;
+	return filtered(t->v6 ? filter_hash6(&t->dst) : filter_hash4(t->dst.w[3]));
+}
 
-		/* Written as it is read by the hash, a word at a time: a processor
-		 * cannot forward bytes to a wider load, and waits.
-		 */
-		key.addr = *addr;
-		*(volatile __u32 *)&key.port = port | (__u32)proto << 16;
-		return bpf_map_lookup_elem(&frontends6, &key);
-	}
-	struct frontend4_key key;
+/* Whether an address is no Service's and could not be: what most calls are to.
+ * Nothing is kept in memory for that.
+ */
+static __always_inline bool nobodys4(__be32 dst)
+{
+	return (dst & service_mask4) != service_prefix4 && !filtered(filter_hash4(dst));
+}
 
-	*(volatile __u32 *)&key.addr = addr->w[3];
-	*(volatile __u32 *)&key.port = port | (__u32)proto << 16;
-	return bpf_map_lookup_elem(&frontends4, &key);
+static __always_inline bool nobodys6(const struct address *dst)
+{
+	__u64 first = (__u64)dst->w[1] << 32 | dst->w[0];
+
+	return (first & service_mask6) != service_prefix6 && !filtered(filter_hash6(dst));
+}
+
+static __always_inline bool lookup_key(const struct tuple *t,
+				       const struct address *addr,
+				       __be16 port, __u8 proto, __u32 *value)
+{
+	__u32 service = port | (__u32)proto << 16 | ENTRY_USED << 24;
+
+	return t->v6 ? find6(addr, service, value) : find4(addr->w[3], service, value);
 }
 
 /* Whether the client is in the node's own network namespace: no packet's is. */
@@ -77,17 +84,18 @@ static __always_inline bool serves_nodeports(const struct tuple *t)
 	return flags && (!(*flags & NODE_ADDR_HOST_ONLY) || in_host_netns(t));
 }
 
-static __always_inline __u32 *lookup_nodeport(const struct tuple *t,
-					      const struct node_config *config)
+static __always_inline bool lookup_nodeport(const struct tuple *t,
+					    const struct node_config *config,
+					    __u32 *id)
 {
 	struct address any = {};
 	__u16 port = bpf_ntohs(t->port);
 
 	if (port < config->nodeport_min || port > config->nodeport_max)
-		return NULL;
+		return false;
 	if (!serves_nodeports(t))
-		return NULL;
-	return lookup_key(t, &any, t->port, t->proto);
+		return false;
+	return lookup_key(t, &any, t->port, t->proto, id);
 }
 
 /* The sets are few and short: comparing is cheaper than a look-up. */
@@ -110,12 +118,12 @@ static __always_inline bool in_service_cidr(const struct tuple *t,
 static __always_inline enum found classify(const struct tuple *t,
 					   const struct node_config *config)
 {
-	__u32 *owner = lookup_key(t, &t->dst, 0, 0);
+	__u32 owner;
 
-	if (owner)
-		return *owner == ADDRESS_OURS	   ? FOUND_NO_PORT :
-		       *owner == ADDRESS_PUBLISHED ? FOUND_PUBLISHED :
-						     FOUND_NOTHING;
+	if (lookup_key(t, &t->dst, 0, 0, &owner))
+		return owner == ADDRESS_OURS	  ? FOUND_NO_PORT :
+		       owner == ADDRESS_PUBLISHED ? FOUND_PUBLISHED :
+						    FOUND_NOTHING;
 	return in_service_cidr(t, config) ? FOUND_NO_SERVICE : FOUND_NOTHING;
 }
 
@@ -124,18 +132,15 @@ static __always_inline enum found classify(const struct tuple *t,
  */
 static __always_inline enum found find_frontend(const struct tuple *t, __u32 *id)
 {
-	__u32 zero = 0, *entry;
+	__u32 zero = 0;
 	const struct node_config *config = bpf_map_lookup_elem(&node_config, &zero);
 
 	if (!config)
 		return FOUND_NOTHING;
-	entry = lookup_key(t, &t->dst, t->port, t->proto);
-	if (!entry)
-		entry = lookup_nodeport(t, config);
-	if (!entry)
-		return classify(t, config);
-	*id = *entry;
-	return FOUND_FRONTEND;
+	if (lookup_key(t, &t->dst, t->port, t->proto, id) ||
+	    lookup_nodeport(t, config, id))
+		return FOUND_FRONTEND;
+	return classify(t, config);
 }
 
 /* Whether an address that cannot be a VIP is one that no Service has. */

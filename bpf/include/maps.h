@@ -11,21 +11,24 @@
 #include <bpf/bpf_helpers.h>
 
 /* Address, port and protocol of a frontend -> its id, constant for its life;
- * or {address, 0, 0} -> enum address_owner. Written by the agent: the entry is
- * the last thing to come and the first to go.
+ * or {address, 0, 0} -> enum address_owner. Hashed by frontends.h. Written by
+ * the agent through mapped memory: the entry is the last thing to come and the
+ * first to go.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct frontend4_key);
-	__type(value, __u32);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 513);
+	__type(key, __u32);
+	__type(value, struct frontend4_bucket);
 } frontends4 SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct frontend6_key);
-	__type(value, __u32);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 513);
+	__type(key, __u32);
+	__type(value, struct frontend6_bucket);
 } frontends6 SEC(".maps");
 
 /* Frontend id -> range words. Written by the agent through mapped memory. */

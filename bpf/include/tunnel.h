@@ -167,6 +167,7 @@ static __always_inline bool for_nodeport(context_t *ctx, bool v6, const struct i
 	struct address any = {};
 	struct ports *ports;
 	__u64 at = in->l4;
+	__u32 id;
 
 	barrier_var(at);
 	if (at > MAX_L4)
@@ -174,7 +175,7 @@ static __always_inline bool for_nodeport(context_t *ctx, bool v6, const struct i
 	ports = packet_start(ctx) + at;
 	if ((void *)(ports + 1) > packet_end(ctx))
 		return false;
-	return has_ports(t.proto) && lookup_key(&t, &any, ports->dest, t.proto) != NULL;
+	return has_ports(t.proto) && lookup_key(&t, &any, ports->dest, t.proto, &id);
 }
 
 static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)

@@ -15,7 +15,7 @@
 /* Bumped when a layout below changes in a way that an older or newer agent
  * would misread; pinned tables of another layout are refused, not guessed at.
  */
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
 
 /* An IPv6 address, or an IPv4 one in its mapped form ::ffff:a.b.c.d, so that
  * the core of the load balancer knows one kind of address only. Network order.
@@ -39,6 +39,43 @@ struct frontend6_key {
 	__u8 pad;
 };
 _Static_assert(sizeof(struct frontend6_key) == 20, "no hidden padding");
+
+/* The frontends tables are arrays of buckets. An entry stands in the bucket
+ * that its key hashes to or, if that was full when it came, in the first one
+ * with room on the key's own way through the table, PROBES_MAX buckets at most.
+ * Every bucket counts who passed over it: a look-up ends where nobody did.
+ *
+ * An entry's tag is stored last when it comes. What went is marked, and is not
+ * written while programs may still read it.
+ *
+ * The number of buckets is a power of two. One more follows, whose first tag is
+ * the table's multiplier (frontends.h).
+ */
+#define BUCKET_ENTRIES 4
+#define PROBES_MAX 8
+
+/* What the pad byte of the key says in a tag. */
+enum entry_mark {
+	ENTRY_USED = 1,
+	ENTRY_REMOVED = 2,
+};
+
+struct frontend4_bucket {
+	__u64 tags[BUCKET_ENTRIES]; /* struct frontend4_key, marked; 0: no entry */
+	__u32 values[BUCKET_ENTRIES];
+	__u32 passed;
+	__u32 pad[3];
+};
+_Static_assert(sizeof(struct frontend4_bucket) == 64, "a cache line");
+
+struct frontend6_bucket {
+	/* port, proto and mark of struct frontend6_key, and the value above them */
+	__u64 tags[BUCKET_ENTRIES];
+	struct address addrs[BUCKET_ENTRIES];
+	__u32 passed;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct frontend6_bucket) == 104, "no hidden padding");
 
 /* Values of the frontends maps that are no id. They stand at {address, port 0,
  * protocol 0} and say what becomes of ports that the address does not have.

@@ -230,7 +230,9 @@ func TestEveryDifferenceIsNamed(t *testing.T) {
 	o.tables.Frontends[2].External.Empty = maps.EmptyDrop
 	o.tables.Frontends = append(o.tables.Frontends, api.Frontend{Address: "10.96.0.99:80", Protocol: "TCP", Service: "default/gone"})
 	must(t, set.Frontends4.Put(maps.Frontend4Key(netip.MustParseAddrPort("10.96.0.10:81"), 6), 1))
-	must(t, set.Frontends4.Delete(maps.Frontend4Key(netip.MustParseAddrPort("10.96.0.10:0"), 0)))
+	if _, found := set.Frontends4.Remove(maps.Frontend4Key(netip.MustParseAddrPort("10.96.0.10:0"), 0)); !found {
+		t.Fatal("10.96.0.10 has no owner")
+	}
 	must(t, set.Frontends4.Put(maps.Frontend4Key(netip.MustParseAddrPort("203.0.113.9:0"), 0), maps.AddressPublished))
 	must(t, os.Remove(filepath.Join(c.bpffs, "links", "connect4")))
 	c.agent(o)

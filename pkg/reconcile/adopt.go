@@ -59,9 +59,10 @@ func (r *Reconciler) readTables() (*found, error) {
 		owners:    map[netip.Addr]uint32{},
 		backends:  map[uint32]map[netip.AddrPort]foundBackend{},
 	}
-	if err := errors.Join(r.readNames(f), r.readFrontends(f)); err != nil {
+	if err := r.readNames(f); err != nil {
 		return nil, err
 	}
+	r.readFrontends(f)
 	r.readBackends(f)
 	var err error
 	f.ends, err = r.set.TunnelEnds.Entries()
@@ -82,7 +83,7 @@ func (r *Reconciler) readNames(f *found) error {
 	return err
 }
 
-func (r *Reconciler) readFrontends(f *found) error {
+func (r *Reconciler) readFrontends(f *found) {
 	seen := map[uint32]bool{}
 	entry := func(addr netip.AddrPort, proto uint8, id uint32) {
 		r.entries[table(addr)]++
@@ -100,16 +101,14 @@ func (r *Reconciler) readFrontends(f *found) error {
 		}
 		f.frontends[key] = id
 	}
-	var err error
-	for k, id := range r.set.Frontends4.All(&err) {
+	for k, id := range r.set.Frontends4.All() {
 		addr, proto := maps.FrontendOf4(k)
 		entry(addr, proto, id)
 	}
-	for k, id := range r.set.Frontends6.All(&err) {
+	for k, id := range r.set.Frontends6.All() {
 		addr, proto := maps.FrontendOf6(k)
 		entry(addr, proto, id)
 	}
-	return err
 }
 
 // readSpans keeps new spans clear of those in use.
@@ -256,10 +255,10 @@ func (r *Reconciler) finishAdoption() error {
 	r.found = nil
 	var errs []error
 	for key := range f.frontends {
-		errs = append(errs, r.deleteKey(key.Addr, uint8(key.Protocol)))
+		r.deleteKey(key.Addr, uint8(key.Protocol))
 	}
 	for addr := range f.owners {
-		errs = append(errs, r.deleteKey(netip.AddrPortFrom(addr, 0), 0))
+		r.deleteKey(netip.AddrPortFrom(addr, 0), 0)
 	}
 	for _, id := range f.ports {
 		errs = append(errs, r.set.ServiceNames.Delete(id))
@@ -278,6 +277,8 @@ func (r *Reconciler) finishAdoption() error {
 	// Programs may have read entries that were removed just now.
 	errs = append(errs, r.cfg.Wait())
 	r.retired = nil
+	r.set.Frontends4.ReleaseAll()
+	r.set.Frontends6.ReleaseAll()
 	r.rebuildAllocators()
 	return errors.Join(errs...)
 }

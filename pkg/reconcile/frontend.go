@@ -166,21 +166,27 @@ func table(addr netip.AddrPort) int {
 	return 1
 }
 
-func (r *Reconciler) deleteKey(addr netip.AddrPort, proto uint8) error {
+// deleteKey takes an entry away. Its place is used again one grace period later.
+func (r *Reconciler) deleteKey(addr netip.AddrPort, proto uint8) {
 	r.entries[table(addr)]--
 	if addr.Addr().Is4() {
-		return r.set.Frontends4.Delete(maps.Frontend4Key(addr, proto))
+		if place, found := r.set.Frontends4.Remove(maps.Frontend4Key(addr, proto)); found {
+			r.retire(retiree{kind: entry4, place: place})
+		}
+		return
 	}
-	return r.set.Frontends6.Delete(maps.Frontend6Key(addr, proto))
+	if place, found := r.set.Frontends6.Remove(maps.Frontend6Key(addr, proto)); found {
+		r.retire(retiree{kind: entry6, place: place})
+	}
 }
 
 // removeFrontend takes the entry away; its state stays readable for programs
 // that hold the id, until the grace period is over.
-func (r *Reconciler) removeFrontend(f *frontend) error {
+func (r *Reconciler) removeFrontend(f *frontend) {
 	delete(r.frontends, f.key)
 	f.registered = false
 	r.retire(retiree{kind: frontendID, id: f.id})
-	return r.deleteKey(f.key.Addr, uint8(f.key.Protocol))
+	r.deleteKey(f.key.Addr, uint8(f.key.Protocol))
 }
 
 // use counts a frontend at its address: filter bit and owner entry come with
@@ -241,7 +247,7 @@ func (r *Reconciler) ownerChanged(addr netip.Addr, u *addressUse, before uint32,
 	var err error
 	switch {
 	case had && !has:
-		err = r.deleteKey(netip.AddrPortFrom(addr, 0), 0)
+		r.deleteKey(netip.AddrPortFrom(addr, 0), 0)
 	case has && (!had || owner != before):
 		if !had {
 			r.entries[table(netip.AddrPortFrom(addr, 0))]++
@@ -256,11 +262,9 @@ func (r *Reconciler) ownerChanged(addr netip.Addr, u *addressUse, before uint32,
 }
 
 func (r *Reconciler) putOwner(addr netip.Addr, owner uint32) error {
-	key := netip.AddrPortFrom(addr, 0)
-	if addr.Is4() {
-		return r.set.Frontends4.Put(maps.Frontend4Key(key, 0), owner)
-	}
-	return r.set.Frontends6.Put(maps.Frontend6Key(key, 0), owner)
+	t := &transaction{r: r}
+	t.insert(netip.AddrPortFrom(addr, 0), 0, owner, false)
+	return t.putAll()
 }
 
 // address returns the use of an address, whose filter bit is set from now on.

@@ -172,6 +172,13 @@ func (r *Reconciler) applyCIDRs(want []netip.Prefix) error {
 	}
 	config.Cidrs[1-active] = fresh
 	r.set.NodeConfig.Store32(0, maps.NodeConfigCIDRs, 1-active)
+	if !r.attached || maps.CoverOf(&fresh) == maps.CoverOf(&config.Cidrs[active]) {
+		return nil
+	}
+	// Programs have it as constants.
+	if err := r.cfg.Attach(r.set); err != nil {
+		return fmt.Errorf("load programs for the service CIDRs %v: %w", want, err)
+	}
 	return nil
 }
 

@@ -18,13 +18,16 @@ const (
 	backend4ID
 	backend6ID
 	slotSpan
+	entry4
+	entry6
 )
 
 // retiree is something that was reachable and waits for the grace period.
 type retiree struct {
-	kind kindOf
-	id   uint32
-	span span
+	kind  kindOf
+	id    uint32
+	span  span
+	place maps.Removed
 }
 
 func (r *Reconciler) retire(x retiree) { r.retired = append(r.retired, x) }
@@ -64,6 +67,10 @@ func (r *Reconciler) giveBack(waiting []retiree) {
 			r.backends6.give(x.id)
 		case slotSpan:
 			r.slots.give(x.span)
+		case entry4:
+			r.set.Frontends4.Release(x.place)
+		case entry6:
+			r.set.Frontends6.Release(x.place)
 		}
 	}
 }

@@ -4,14 +4,15 @@ package reconcile
 
 import (
 	"errors"
+	"fmt"
 
 	"portolan.dev/portolan/bpf"
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/service"
 )
 
-// transaction gathers what a batch of changes does to the hash tables, and
-// what it frees, so that both happen in order and with few system calls.
+// transaction gathers what a batch of changes inserts into tables that are looked
+// up by key, and what it frees, so that both happen in order and with few system calls.
 type transaction struct {
 	r *Reconciler
 
@@ -30,7 +31,8 @@ type deadBackend struct {
 	id     uint32
 }
 
-// entries are of the hash tables, in the order in which they are inserted.
+// entries are of the tables that are looked up by key, in the order in which they
+// are inserted.
 type entries struct {
 	names      []uint32
 	nameValues []bpf.LbServiceName
@@ -42,17 +44,19 @@ type entries struct {
 
 func (e *entries) len() int { return len(e.names) + len(e.keys4) + len(e.keys6) }
 
-func (e *entries) empty() {
+// put inserts the entries. It leaves those for which a table has no place.
+func (e *entries) put(set *maps.Set) error {
+	err := set.ServiceNames.PutAll(e.names, e.nameValues)
 	e.names, e.nameValues = e.names[:0], e.nameValues[:0]
-	e.keys4, e.values4 = e.keys4[:0], e.values4[:0]
-	e.keys6, e.values6 = e.keys6[:0], e.values6[:0]
+	e.keys4, e.values4 = set.Frontends4.PutAll(e.keys4, e.values4)
+	e.keys6, e.values6 = set.Frontends6.PutAll(e.keys6, e.values6)
+	return err
 }
 
-func (e *entries) put(set *maps.Set) error {
-	return errors.Join(
-		set.ServiceNames.PutAll(e.names, e.nameValues),
-		set.Frontends4.PutAll(e.keys4, e.values4),
-		set.Frontends6.PutAll(e.keys6, e.values6))
+// add takes over the frontends that another put has left.
+func (e *entries) add(left *entries) {
+	e.keys4, e.values4 = append(e.keys4, left.keys4...), append(e.values4, left.values4...)
+	e.keys6, e.values6 = append(e.keys6, left.keys6...), append(e.values6, left.values6...)
 }
 
 // insertion is the system calls that are made beside staging, and what all of
@@ -61,6 +65,10 @@ type insertion struct {
 	entries
 	failed error
 }
+
+// maxCrowded is how many larger tables are tried for one batch. The chance that
+// one does not do is some millionths.
+const maxCrowded = 4
 
 // enough is the number of gathered entries that are worth a goroutine.
 const enough = 4096
@@ -79,8 +87,31 @@ func (t *transaction) insertEarly() {
 	}
 	early, set := t.early, t.r.set
 	t.entries, early.entries = early.entries, t.entries
-	t.empty()
 	t.r.inserting.Go(func() { early.failed = errors.Join(early.failed, early.put(set)) })
+}
+
+// putAll inserts what is gathered. A frontends table that has room but no place
+// for an entry is replaced by a larger one, whose hash is another.
+func (t *transaction) putAll() error {
+	err := t.put(t.r.set)
+	for try := 0; len(t.keys4)+len(t.keys6) > 0; try++ {
+		if try == maxCrowded {
+			return errors.Join(err, fmt.Errorf("insert %d frontends: %w", len(t.keys4)+len(t.keys6), maps.ErrCrowded))
+		}
+		want := t.r.set.Sizes()
+		if len(t.keys4) > 0 {
+			want.Frontends4 *= 2
+			t.r.resized[maps.Frontends4]++
+		} else {
+			want.Frontends6 *= 2
+			t.r.resized[maps.Frontends6]++
+		}
+		if failed := t.r.growTo(want); failed != nil {
+			return errors.Join(err, failed)
+		}
+		err = errors.Join(err, t.put(t.r.set))
+	}
+	return err
 }
 
 // commit inserts and removes entries in the order that keeps every reader
@@ -88,13 +119,15 @@ func (t *transaction) insertEarly() {
 func (t *transaction) commit() error {
 	r := t.r
 	r.inserting.Wait()
-	errs := []error{t.relieve(), t.put(r.set)}
+	errs := []error{t.relieve()}
 	if t.early != nil {
+		t.add(&t.early.entries)
 		errs = append(errs, t.early.failed)
 	}
+	errs = append(errs, t.putAll())
 	for _, f := range t.orphans {
 		if f.port == nil && f.registered {
-			errs = append(errs, r.removeFrontend(f))
+			r.removeFrontend(f)
 		}
 	}
 	for _, f := range t.later {

@@ -179,7 +179,7 @@ func wirePrograms(h hook, set *maps.Set, flood bool) (*ebpf.Collection, error) {
 		rate = 0
 	}
 	if err := errors.Join(
-		spec.Variables["vip_filter_shift"].Set(maps.FilterShift(set.VIPFilter.Len()*64)),
+		set.SetConstants(spec),
 		spec.Variables["new_flow_rate"].Set(rate),
 	); err != nil {
 		return nil, err

@@ -93,7 +93,7 @@ func (l *lab) load(t *testing.T) {
 	t.Helper()
 	spec := world.Must(bpf.LoadXdp())(t)
 	if err := errors.Join(
-		spec.Variables["vip_filter_shift"].Set(maps.FilterShift(l.set.VIPFilter.Len()*64)),
+		l.set.SetConstants(spec),
 		spec.Variables["new_flow_rate"].Set(uint32(1<<31)),
 	); err != nil {
 		t.Fatal(err)
