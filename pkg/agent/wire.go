@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -47,10 +48,12 @@ func (a *Agent) applyDevices() {
 
 // wireDevices is what the wire programs have to know of the links.
 func (a *Agent) wireDevices() []reconcile.Device {
+	targets := a.xdpTargets()
 	out := make([]reconcile.Device, 0, len(a.links))
 	for i := range a.links {
 		l := &a.links[i]
 		d := reconcile.Device{Index: uint32(l.Index), NoLinkHeader: !l.LinkHeader, Source4: a.facts.Source4, Source6: a.facts.Source6}
+		d.XDPTarget = targets[l.Index]
 		for _, addr := range l.Addrs {
 			if addr.Is4() {
 				d.Source4 = addr
@@ -60,6 +63,23 @@ func (a *Agent) wireDevices() []reconcile.Device {
 		}
 		out = append(out, d)
 	}
+	return out
+}
+
+// xdpTargets are the outward devices that XDP programs may redirect frames to.
+// One that cannot be asked about is none: tc sends by it.
+func (a *Agent) xdpTargets() map[int]bool {
+	out := map[int]bool{}
+	if a.cfg.Options.XDP == string(loader.XDPDisabled) {
+		return out
+	}
+	var errs []error
+	for _, l := range node.Outward(a.links, a.cfg.Options.Devices) {
+		takes, err := node.XDPTarget(l.Index)
+		out[l.Index] = takes
+		errs = append(errs, err)
+	}
+	a.problems.set("xdp", errorProblem(errors.Join(errs...)))
 	return out
 }
 

@@ -89,9 +89,11 @@ func Watch(ctx context.Context, changed func(Change)) error {
 	routes := make(chan netlink.RouteUpdate, 64)
 	links := make(chan netlink.LinkUpdate, 64)
 	neighbours := make(chan netlink.NeighUpdate, 64)
+	xdp := make(chan struct{})
 	if err := errors.Join(
 		netlink.AddrSubscribe(addrs, ctx.Done()), netlink.RouteSubscribe(routes, ctx.Done()),
 		netlink.LinkSubscribe(links, ctx.Done()), netlink.NeighSubscribe(neighbours, ctx.Done()),
+		watchXDP(ctx, xdp),
 	); err != nil {
 		return fmt.Errorf("watch this node's network: %w", err)
 	}
@@ -109,6 +111,8 @@ func Watch(ctx context.Context, changed func(Change)) error {
 			c = Change{Routes: true, Facts: true}
 		case _, ok = <-links:
 			c = Change{Routes: true, Facts: true}
+		case <-xdp:
+			c, ok = Change{Facts: true}, true
 		case n, ok = <-neighbours:
 			c.Routes = ok && moved(known, &n)
 		}

@@ -33,6 +33,7 @@ var (
 	DynptrSkb   = Feature{"dynptrs of packets", since6_12, kfunc("bpf_dynptr_from_skb")}
 	NetnsCookie = Feature{"namespace cookies in tc programs", newestOnly, helper(ebpf.SchedCLS, asm.FnGetNetnsCookie)}
 	SCTP        = Feature{"SCTP sockets", debian, haveSCTP}
+	XDPFeatures = Feature{"XDP features of devices", since6_12, haveXDPFeatures}
 	Netkit      = Feature{"netkit devices", only6_12, device(&netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, Mode: netlink.NETKIT_MODE_L3})}
 	IPIP        = Feature{"ipip devices", debian, device(&netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, Local: net.IPv4(192, 0, 2, 1), Remote: net.IPv4(192, 0, 2, 2)})}
 	Dummy       = Feature{"dummy devices", debian, device(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "probe"}})}
@@ -40,7 +41,7 @@ var (
 
 // Features are all of the table.
 func Features() []Feature {
-	return []Feature{TCX, SockDestroy, DynptrSkb, NetnsCookie, SCTP, Netkit, IPIP, Dummy}
+	return []Feature{TCX, SockDestroy, DynptrSkb, NetnsCookie, SCTP, XDPFeatures, Netkit, IPIP, Dummy}
 }
 
 var (
@@ -108,6 +109,12 @@ func haveSCTP() error {
 		return unsupported(err, unix.EPROTONOSUPPORT)
 	}
 	return unix.Close(fd)
+}
+
+// haveXDPFeatures: the generic netlink family that tells came with 6.3.
+func haveXDPFeatures() error {
+	_, err := netlink.GenlFamilyGet("netdev")
+	return unsupported(err, unix.ENOENT)
 }
 
 // device adds a link of a kind in a namespace of its own, which goes with the
