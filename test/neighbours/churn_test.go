@@ -14,7 +14,13 @@ import (
 // A pod goes as in Kubernetes: terminating first, then, when its last request
 // is answered, out of the endpoints and by DEL. The one that comes by ADD has other addresses.
 func TestPodsComeAndGoByCNIUnderTraffic(t *testing.T) {
-	c := newCluster(t, modes[0])
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) { comeAndGo(t, m) })
+	}
+}
+
+func comeAndGo(t *testing.T, m mode) {
+	c := newCluster(t, m)
 	web := c.web()
 	c.serve(web)
 	c.start()

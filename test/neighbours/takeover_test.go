@@ -14,7 +14,8 @@ import (
 
 // proxyRules lays in a node what kube-proxy in iptables mode would for a
 // Service with one endpoint: translation by connection tracking, and
-// masquerade of what came in by a NodePort or a load balancer's address.
+// masquerade of what came in by a NodePort or a load balancer's address. Source
+// ports are kept rather than random, to be outside --masquerade-ports for sure.
 func (n *node) proxyRules(t *testing.T, s svc, endpoint *pod) {
 	t.Helper()
 	for _, family := range []string{"IPv4", "IPv6"} {
@@ -24,7 +25,7 @@ func (n *node) proxyRules(t *testing.T, s svc, endpoint *pod) {
 			published = fmt.Sprintf("2001:db8:1b::%d", s.number)
 		}
 		n.iptables(t, family, "-N KUBE-SERVICES", "-A PREROUTING -j KUBE-SERVICES", "-A OUTPUT -j KUBE-SERVICES",
-			"-A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully")
+			"-A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE")
 		for _, proto := range protocols {
 			match := "-A KUBE-SERVICES -p " + proto + " -m " + proto + " "
 			n.iptables(t, family,
@@ -43,7 +44,7 @@ func (n *node) removeProxyRules(t *testing.T) {
 	t.Helper()
 	for _, family := range []string{"IPv4", "IPv6"} {
 		n.iptables(t, family, "-D PREROUTING -j KUBE-SERVICES", "-D OUTPUT -j KUBE-SERVICES",
-			"-D POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully", "-F KUBE-SERVICES", "-X KUBE-SERVICES")
+			"-D POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE", "-F KUBE-SERVICES", "-X KUBE-SERVICES")
 	}
 }
 
