@@ -274,14 +274,14 @@ type LbNewcomers6 struct {
 }
 
 type LbNextHop struct {
-	_               structs.HostLayout
-	RouteGeneration uint32
-	Ifindex         uint32
-	DstMac          [6]uint8
-	SrcMac          [6]uint8
-	Mtu             uint16
-	Pad             uint16
-	Source          LbAddress
+	_                 structs.HostLayout
+	RouteGeneration   uint32
+	Ifindex           uint32
+	DstMac            [6]uint8
+	SrcMac            [6]uint8
+	Mtu               uint16
+	BackendGeneration uint16
+	Source            LbAddress
 }
 
 type LbNodeAddrFlags uint32

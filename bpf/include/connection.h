@@ -15,7 +15,8 @@ static __always_inline struct next_hop *next_hop_of(bool v6, __u32 backend)
 
 /* The way to the chosen backend: as remembered, else as the kernel says now.
  * Several CPUs may write one entry at once; they write the same, and the
- * generation last.
+ * generation last. Two endpoints that had one id do not meet here: it was free
+ * for longer than a program runs.
  */
 static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 					   const struct wire_config *config, bool v6)
@@ -24,7 +25,8 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 	struct tuple5 *t = &r->to;
 	struct way *w = &r->way;
 
-	if (hop && hop->route_generation == config->route_generation) {
+	if (hop && hop->route_generation == config->route_generation &&
+	    hop->backend_generation == (__u16)r->backend.generation) {
 		w->ifindex = hop->ifindex;
 		w->mtu = hop->mtu;
 		memcpy(w->dst_mac, hop->dst_mac, ETH_ALEN);
@@ -45,6 +47,7 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 		memcpy(hop->dst_mac, w->dst_mac, ETH_ALEN);
 		memcpy(hop->src_mac, w->src_mac, ETH_ALEN);
 		hop->source = w->source;
+		hop->backend_generation = r->backend.generation;
 		barrier();
 		hop->route_generation = config->route_generation;
 	}

@@ -448,7 +448,7 @@ struct next_hop {
 	__u8 dst_mac[6];
 	__u8 src_mac[6];
 	__u16 mtu;
-	__u16 pad;
+	__u16 backend_generation; /* its low half: the id may have come to another endpoint */
 	struct address source; /* of this node towards there; IPv4 in mapped form */
 };
 _Static_assert(sizeof(struct next_hop) == 40, "no hidden padding");

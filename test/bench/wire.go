@@ -161,6 +161,10 @@ func resolved(set *maps.Set) error {
 		hop := bpf.LbNextHop{RouteGeneration: generation, Ifindex: 1, Mtu: 1500, Source: maps.Addr16(netip.MustParseAddr(source))}
 		m := set.Map(name)
 		for id := range m.MaxEntries() {
+			hop.BackendGeneration = uint16(set.Backends4.At(id).Generation)
+			if name == maps.NextHops6 {
+				hop.BackendGeneration = uint16(set.Backends6.At(id).Generation)
+			}
 			if err := m.Put(id, hop); err != nil {
 				return err
 			}

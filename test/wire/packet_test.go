@@ -118,6 +118,10 @@ func (l *lab) resolve(t *testing.T) {
 	for name, source := range map[string]string{maps.NextHops4: labNode4, maps.NextHops6: labNode6} {
 		hop := bpf.LbNextHop{RouteGeneration: generation, Ifindex: 1, Mtu: 1500, Source: maps.Addr16(netip.MustParseAddr(source))}
 		for id := range uint32(16) {
+			hop.BackendGeneration = uint16(l.set.Backends4.At(id).Generation)
+			if name == maps.NextHops6 {
+				hop.BackendGeneration = uint16(l.set.Backends6.At(id).Generation)
+			}
 			if err := l.set.Map(name).Put(id, hop); err != nil {
 				t.Fatal(err)
 			}
