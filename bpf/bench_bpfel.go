@@ -75,6 +75,7 @@ const (
 	BenchVarHostNetnsCookie      = "host_netns_cookie"
 	BenchVarLinkHeader           = "link_header"
 	BenchVarMasqueradeAll        = "masquerade_all"
+	BenchVarMasqueradeNear       = "masquerade_near"
 	BenchVarMayDestroy           = "may_destroy"
 	BenchVarNewFlowRate          = "new_flow_rate"
 	BenchVarPodDevice            = "pod_device"
@@ -190,6 +191,7 @@ type BenchVariableSpecs struct {
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
@@ -302,6 +304,7 @@ type BenchVariables struct {
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.Variable `ebpf:"pod_device"`

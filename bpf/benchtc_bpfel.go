@@ -59,6 +59,7 @@ const (
 	BenchTcVarHostNetnsCookie      = "host_netns_cookie"
 	BenchTcVarLinkHeader           = "link_header"
 	BenchTcVarMasqueradeAll        = "masquerade_all"
+	BenchTcVarMasqueradeNear       = "masquerade_near"
 	BenchTcVarMayDestroy           = "may_destroy"
 	BenchTcVarNewFlowRate          = "new_flow_rate"
 	BenchTcVarPodDevice            = "pod_device"
@@ -168,6 +169,7 @@ type BenchTcVariableSpecs struct {
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
@@ -280,6 +282,7 @@ type BenchTcVariables struct {
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.Variable `ebpf:"pod_device"`

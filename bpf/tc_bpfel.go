@@ -55,6 +55,7 @@ const (
 	TcVarHostNetnsCookie      = "host_netns_cookie"
 	TcVarLinkHeader           = "link_header"
 	TcVarMasqueradeAll        = "masquerade_all"
+	TcVarMasqueradeNear       = "masquerade_near"
 	TcVarMayDestroy           = "may_destroy"
 	TcVarNewFlowRate          = "new_flow_rate"
 	TcVarPodDevice            = "pod_device"
@@ -160,6 +161,7 @@ type TcVariableSpecs struct {
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
@@ -270,6 +272,7 @@ type TcVariables struct {
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.Variable `ebpf:"pod_device"`

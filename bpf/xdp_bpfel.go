@@ -54,6 +54,7 @@ const (
 	XdpVarHostNetnsCookie      = "host_netns_cookie"
 	XdpVarLinkHeader           = "link_header"
 	XdpVarMasqueradeAll        = "masquerade_all"
+	XdpVarMasqueradeNear       = "masquerade_near"
 	XdpVarMayDestroy           = "may_destroy"
 	XdpVarNewFlowRate          = "new_flow_rate"
 	XdpVarPodDevice            = "pod_device"
@@ -158,6 +159,7 @@ type XdpVariableSpecs struct {
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.VariableSpec `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.VariableSpec `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.VariableSpec `ebpf:"pod_device"`
@@ -268,6 +270,7 @@ type XdpVariables struct {
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
+	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`
 	MayDestroy           *ebpf.Variable `ebpf:"may_destroy"`
 	NewFlowRate          *ebpf.Variable `ebpf:"new_flow_rate"`
 	PodDevice            *ebpf.Variable `ebpf:"pod_device"`

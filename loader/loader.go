@@ -45,8 +45,10 @@ type Config struct {
 	// for tests of that way.
 	WithoutTCX bool
 	// MasqueradeAll makes endpoints see this node as the source of everything
-	// that the wire programs serve.
+	// that the wire programs serve; endpoints here only with PodDevices.
 	MasqueradeAll bool
+	// PodDevices says that pods' devices get programs, too.
+	PodDevices bool
 	// XDP says whether devices get an XDP program, and in which mode.
 	XDP XDPMode
 }

@@ -191,6 +191,7 @@ func (l *Loader) loadVariant(spec *ebpf.CollectionSpec, v variant, set *maps.Set
 		spec.Variables["link_header"].Set(header),
 		spec.Variables["pod_device"].Set(v.pod),
 		spec.Variables["masquerade_all"].Set(l.cfg.MasqueradeAll),
+		spec.Variables["masquerade_near"].Set(l.cfg.MasqueradeAll && l.cfg.PodDevices),
 		set.SetConstants(spec),
 	); err != nil {
 		return nil, fmt.Errorf("configure wire programs: %w", err)

@@ -172,13 +172,16 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	bool near = pod_device || r->backend.flags & BACKEND_ON_NODE;
 	bool direct = r->direct && !near && !self && !masquerade_all;
 
-	r->masquerade = !direct && (self || !near || masquerade_all);
+	r->masquerade = !direct && (self || !near || masquerade_near);
 	if (r->masquerade && !r->syn)
 		return DECIDE_PASS;
+	if ((r->masquerade || direct) && !way_to_backend(ctx, r, config, v6)) {
+		if (!near || self)
+			return decide_drop(r, REASON_NO_ROUTE);
+		r->masquerade = false; /* the node itself is no way to go */
+	}
 	if (!r->masquerade && !direct)
 		no_way(&r->way);
-	else if (!way_to_backend(ctx, r, config, v6))
-		return decide_drop(r, REASON_NO_ROUTE);
 	if (r->tuple.proto != IPPROTO_TCP)
 		r->stateless = flooded(); /* of TCP the first segment was counted */
 	r->to.src = r->masquerade ? r->way.source : r->tuple.src;

@@ -27,8 +27,12 @@ const volatile __u32 link_header = ETH_HLEN;
 /* The program is attached to a pod's device: its traffic has internal scope. */
 const volatile bool pod_device = false;
 
-/* Endpoints see this node as the source of everything. */
+/* Endpoints see this node as the source of everything: those elsewhere, and
+ * those here. Answers of endpoints here come to this node's own address then,
+ * and only programs on the pods' devices see them.
+ */
 const volatile bool masquerade_all = false;
+const volatile bool masquerade_near = false;
 
 /* New flows a CPU may write in a window of 2^24 ns (16.8 ms). */
 const volatile __u32 new_flow_rate = 2000;

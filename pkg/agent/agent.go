@@ -97,7 +97,7 @@ const retryAfter = time.Second
 func New(cfg Config) (*Agent, error) {
 	l, err := loader.Open(loader.Config{
 		BPFFSRoot: cfg.Options.BPFFSRoot, CgroupRoot: cfg.Options.CgroupRoot, XDP: loader.XDPMode(cfg.Options.XDP),
-		MasqueradeAll: cfg.Options.MasqueradeAll,
+		MasqueradeAll: cfg.Options.MasqueradeAll, PodDevices: len(cfg.Options.PodDevices) > 0,
 	})
 	if err != nil {
 		return nil, err

@@ -113,7 +113,7 @@ func (c *Config) wireFlags(f *pflag.FlagSet) {
 	f.Uint32Var(&c.MaglevTableSize, "maglev-table-size", compile.DefaultMaglevSize, "slots of a Maglev table, 8 bytes each: a prime from 251 to 131071; a hundred times the endpoints keep their shares within 1 %")
 	f.StringVar(&c.ForwardingMode, "forwarding-mode", "snat", "how traffic from outside reaches endpoints on other nodes: snat (with this node's address), dsr (in a tunnel; they answer clients directly) or hybrid (dsr for TCP only); a Service may say otherwise by the annotation portolan.dev/forwarding-mode")
 	f.BoolVar(&c.ExternalClusterIP, "external-cluster-ip", false, "serve ClusterIPs to clients outside the cluster")
-	f.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "endpoints see this node as the source of all traffic from the wire")
+	f.BoolVar(&c.MasqueradeAll, "masquerade-all", false, "endpoints see this node as the source of all traffic from the wire; endpoints on this node, only with --pod-devices")
 }
 
 // validateWire checks what concerns traffic from the wire.
