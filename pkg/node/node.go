@@ -83,43 +83,93 @@ type Change struct {
 }
 
 // Watch calls changed after every change until ctx ends. It must be started
-// before Read for nothing to be missed; bursts come as one call.
+// before Read for nothing to be missed; bursts come as one call. The kernel
+// drops what does not fit into a subscription's buffer, and says so: then
+// anything may have changed, and Watch subscribes again.
 func Watch(ctx context.Context, changed func(Change)) error {
-	addrs := make(chan netlink.AddrUpdate, 64)
-	routes := make(chan netlink.RouteUpdate, 64)
-	links := make(chan netlink.LinkUpdate, 64)
-	neighbours := make(chan netlink.NeighUpdate, 64)
-	xdp := make(chan struct{})
-	if err := errors.Join(
-		netlink.AddrSubscribe(addrs, ctx.Done()), netlink.RouteSubscribe(routes, ctx.Done()),
-		netlink.LinkSubscribe(links, ctx.Done()), netlink.NeighSubscribe(neighbours, ctx.Done()),
-		watchXDP(ctx, xdp),
-	); err != nil {
-		return fmt.Errorf("watch this node's network: %w", err)
-	}
 	known := map[neighbour]string{}
+	for again := false; ctx.Err() == nil; again = true {
+		s, err := subscribe(ctx)
+		if err != nil {
+			return fmt.Errorf("watch this node's network: %w", err)
+		}
+		if again {
+			changed(Change{Routes: true, Facts: true})
+		}
+		s.follow(ctx, known, changed)
+		s.end()
+	}
+	return nil
+}
+
+// subscriptions are those of one round; each channel but xdp is closed when
+// the kernel has ended it.
+type subscriptions struct {
+	addrs      chan netlink.AddrUpdate
+	routes     chan netlink.RouteUpdate
+	links      chan netlink.LinkUpdate
+	neighbours chan netlink.NeighUpdate
+	xdp        chan struct{}
+	end        func()
+}
+
+func subscribe(ctx context.Context) (*subscriptions, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &subscriptions{
+		make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64),
+		make(chan netlink.LinkUpdate, 64), make(chan netlink.NeighUpdate, 64),
+		make(chan struct{}), nil,
+	}
+	s.end = func() {
+		cancel()
+		// Who waits to send an update would not see that this is over.
+		go discard(s.addrs)
+		go discard(s.routes)
+		go discard(s.links)
+		go discard(s.neighbours)
+	}
+	err := errors.Join(
+		netlink.AddrSubscribe(s.addrs, ctx.Done()), netlink.RouteSubscribe(s.routes, ctx.Done()), netlink.LinkSubscribe(s.links, ctx.Done()),
+		// Ways may be in use already whose neighbours nothing was heard of.
+		netlink.NeighSubscribeWithOptions(s.neighbours, ctx.Done(), netlink.NeighSubscribeOptions{ListExisting: true}),
+		watchXDP(ctx, s.xdp),
+	)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return s, nil
+}
+
+func discard[T any](updates <-chan T) {
+	for range updates {
+	}
+}
+
+// follow calls changed until ctx or a subscription ends.
+func (s *subscriptions) follow(ctx context.Context, known map[neighbour]string, changed func(Change)) {
 	for {
 		var c Change
 		var ok bool
 		var n netlink.NeighUpdate
 		select {
 		case <-ctx.Done():
-			return nil
-		case _, ok = <-addrs:
+			return
+		case _, ok = <-s.addrs:
 			c = Change{Routes: true, Facts: true}
-		case _, ok = <-routes:
+		case _, ok = <-s.routes:
 			c = Change{Routes: true, Facts: true}
-		case _, ok = <-links:
+		case _, ok = <-s.links:
 			c = Change{Routes: true, Facts: true}
-		case <-xdp:
+		case <-s.xdp:
 			c, ok = Change{Facts: true}, true
-		case n, ok = <-neighbours:
+		case n, ok = <-s.neighbours:
 			c.Routes = ok && moved(known, &n)
 		}
 		if !ok {
-			return ended(ctx)
+			return
 		}
-		for drained(addrs) || drained(routes) || drained(links) {
+		for drained(s.addrs) || drained(s.routes) || drained(s.links) {
 			c.Routes, c.Facts = true, true
 		}
 		if c.Routes || c.Facts {
@@ -164,14 +214,7 @@ func moved(known map[neighbour]string, n *netlink.NeighUpdate) bool {
 		return false
 	}
 	known[key] = mac
-	// What was never known was never used either: a way without a neighbour is
-	// looked up with every packet.
+	// What was never known was never used either: existing neighbours are told
+	// first, and a way without one is looked up with every packet.
 	return knew && had != mac
-}
-
-func ended(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return errors.New("watch this node's network: the kernel ended the subscription")
 }
