@@ -83,7 +83,10 @@ __noinline int namespace_address(struct bpf_sock_addr *ctx, struct address *out,
 	return false;
 }
 
-/* The address the socket was bound to, if it was bound to one. */
+/* The address the socket was bound to, if it was bound to one. A node that has
+ * the load balancer's address on a device may call it from there, and is meant
+ * by its own address, as in kube-proxy's rules.
+ */
 static __always_inline bool bound_address(struct bpf_sock_addr *ctx,
 					  const struct tuple *t, struct address *out)
 {
@@ -93,13 +96,13 @@ static __always_inline bool bound_address(struct bpf_sock_addr *ctx,
 		return false;
 	if (!t->v6) {
 		*out = mapped(sk->src_ip4);
-		return sk->src_ip4 != 0;
+		return sk->src_ip4 != 0 && !same_address(out, &t->dst);
 	}
 	out->w[0] = sk->src_ip6[0];
 	out->w[1] = sk->src_ip6[1];
 	out->w[2] = sk->src_ip6[2];
 	out->w[3] = sk->src_ip6[3];
-	return (out->w[0] | out->w[1] | out->w[2] | out->w[3]) != 0;
+	return (out->w[0] | out->w[1] | out->w[2] | out->w[3]) != 0 && !same_address(out, &t->dst);
 }
 
 static __always_inline bool node_address(const struct tuple *t, struct address *out)
