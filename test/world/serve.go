@@ -12,6 +12,10 @@ import (
 // client's address.
 type Server struct{ probe *Probe }
 
+// AddressCalled as the name of a server of TCP or SCTP stands for the address
+// that the client called.
+const AddressCalled = probe.AddressCalled
+
 // Serve starts a server. A listener is "proto:port" for every address of both
 // families, or "proto:address:port"; proto is tcp, udp, sctp or http. All of
 // them listen when Serve returns. HTTP answers have the name as body and the

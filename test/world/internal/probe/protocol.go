@@ -22,6 +22,10 @@ import (
 // of the control socket.
 const EnvVar = "PORTOLAN_WORLD_PROBE_FD"
 
+// AddressCalled as a server's name stands for the address that the client
+// called, with stream sockets.
+const AddressCalled = "*"
+
 // Op names what a Request asks for.
 type Op string
 

@@ -111,6 +111,10 @@ func serveStream(name string, l net.Listener) {
 		}
 		go func() {
 			defer conn.Close()
+			name := name
+			if at, err := netip.ParseAddrPort(conn.LocalAddr().String()); err == nil && name == AddressCalled {
+				name = at.Addr().String()
+			}
 			for in := bufio.NewScanner(conn); in.Scan(); {
 				if _, err := fmt.Fprintf(conn, "%s %s\n", name, conn.RemoteAddr()); err != nil {
 					return
