@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -38,16 +39,17 @@ import (
 
 var update = flag.Bool("update", false, "write docs/conformance.md")
 
-var agentPath string
+// programs are built once, for all stages.
+var programs struct{ agent, portolan string }
 
 func TestMain(m *testing.M) {
 	world.Main()
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "portolan-conformance")
 	if err == nil {
-		agentPath = filepath.Join(dir, "portolan-agent")
+		programs.agent, programs.portolan = filepath.Join(dir, "portolan-agent"), filepath.Join(dir, "portolan")
 		var out []byte
-		if out, err = exec.Command("go", "build", "-o", agentPath, "../../cmd/portolan-agent").CombinedOutput(); err != nil {
+		if out, err = exec.Command("go", "build", "-o", dir, "../../cmd/portolan-agent", "../../cmd/portolan").CombinedOutput(); err != nil {
 			err = fmt.Errorf("%w: %s", err, out)
 		}
 	}
@@ -77,11 +79,14 @@ type stage struct {
 	nodes       []*world.Node
 	manifests   []string // of each node
 	probes      map[string]*world.Probe
+	pods        map[string]*world.Pod // those with a server
 	addrs       map[string]netip.Addr // by name, "near1" and "near1_6"
 	flags       []string              // of the agents
+	more        []string              // flags that a script adds
 	agentPlaces [2]*world.Place
 	agents      []*world.Process
-	applied     int // how often, which names the marker
+	applied     int              // how often, which names the marker
+	flows       map[string]*flow // of the script under way
 }
 
 // names of pods with a server, and their nodes.
@@ -93,7 +98,7 @@ var pods = []struct {
 func newStage(t *testing.T, mode string, flags ...string) *stage {
 	t.Helper()
 	world.RequireRoot(t)
-	s := &stage{t: t, mode: mode, flags: flags, world: world.NewT(t), probes: map[string]*world.Probe{}, addrs: map[string]netip.Addr{}}
+	s := &stage{t: t, mode: mode, flags: flags, world: world.NewT(t), pods: map[string]*world.Pod{}, probes: map[string]*world.Probe{}, addrs: map[string]netip.Addr{}}
 	uplinks := []*world.Namespace{}
 	for _, name := range []string{"here", "there"} {
 		n := world.Must(s.world.AddNode(name))(t)
@@ -106,9 +111,13 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 		world.Must(pod.Serve(p.name, "tcp:8080", "udp:8080"))(t)
 		// Its name there tells a wrong port number from the right one.
 		world.Must(pod.Serve(p.name+"/9090", "tcp:9090", "udp:9090"))(t)
+		s.pods[p.name] = pod
 		s.probes[p.name] = world.Must(pod.Probe())(t)
 		s.name(p.name, pod.IPv4(), pod.IPv6())
 	}
+	s.addCrowds()
+	pods4, pods6 := s.nodes[0].PodCIDRs()
+	s.name("gateway", pods4.Addr().Next(), pods6.Addr().Next())
 	pod := world.Must(s.nodes[0].AddPod("pod"))(t)
 	s.probes["pod"] = world.Must(pod.Probe())(t)
 	s.name("pod", pod.IPv4(), pod.IPv6())
@@ -193,7 +202,7 @@ func (s *stage) runAgent(i int) *world.Process {
 	if s.agentPlaces[i] == nil {
 		s.agentPlaces[i] = world.Must(n.Host("agent"))(s.t)
 	}
-	return world.Must(s.agentPlaces[i].Start(agentPath, append(args, s.flags...)...))(s.t)
+	return world.Must(s.agentPlaces[i].Start(programs.agent, slices.Concat(args, s.flags, s.more)...))(s.t)
 }
 
 // apply makes the agents see these objects and no others, and waits until both
@@ -260,6 +269,9 @@ func (s *stage) fill(text string) string {
 	return os.Expand(text, func(name string) string {
 		if a, ok := s.addrs[name]; ok {
 			return a.String()
+		}
+		if number, ok := strings.CutPrefix(name, "crowd"); ok {
+			return crowdEndpoints(number)
 		}
 		s.t.Fatalf("$%s is nobody's address", name)
 		return ""
@@ -347,6 +359,8 @@ func TestBehaviours(t *testing.T) {
 // play carries out the steps of a behaviour. What comes from outside is tried
 // in every mode, what comes from sockets in the first.
 func (s *stage) play(b *behaviour) {
+	s.flows = map[string]*flow{}
+	defer s.endFlows()
 	for _, st := range b.steps {
 		if st.who != "" && !st.fromWire() && s.mode != modes[0].name {
 			continue
@@ -367,8 +381,16 @@ func (s *stage) play(b *behaviour) {
 			defer s.stay(st)()
 		case "gain":
 			defer s.gain(st.args[0])()
+		case "agents":
+			defer s.agentsWith(st.args)()
+		case "nft":
+			defer s.filter(b.files[st.args[0]])()
 		case "restart":
-			s.restart()
+			s.restart(0)
+		case "flow":
+			if err := world.Wait(soon, func() error { return s.try(st) }); err != nil {
+				s.t.Errorf("line %d: %s: %v", st.line, st.text, err)
+			}
 		default:
 			// The agents take up a change within a second: what must be true
 			// is waited for.
@@ -379,4 +401,7 @@ func (s *stage) play(b *behaviour) {
 	}
 }
 
-const patience = 8 * time.Second
+const (
+	patience = 8 * time.Second
+	soon     = time.Second
+)

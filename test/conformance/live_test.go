@@ -3,8 +3,10 @@
 package conformance_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -71,22 +73,105 @@ func (s *stage) gain(text string) func() {
 	return func() { on(netlink.AddrDel) }
 }
 
-// restart ends the agent "here" and starts another one.
-func (s *stage) restart() {
+// restart ends the agent of a node, starts another one and waits until it has
+// taken over.
+func (s *stage) restart(i int) {
 	s.t.Helper()
-	if err := s.agents[0].Stop(patience); err != nil {
+	if err := s.agents[i].Stop(patience); err != nil {
 		s.t.Fatal(err)
 	}
-	s.agents[0] = s.runAgent(0)
-	s.awaitAgent(s.nodes[0])
+	s.agents[i] = s.runAgent(i)
+	s.awaitAgent(s.nodes[i])
+	err := world.Wait(patience, func() error {
+		out, err := s.portolan(i, "status", "-o", "jsonpath={.pid} {.synced}")
+		if want := fmt.Sprintf("%d true", s.agents[i].PID()); err == nil && strings.TrimSpace(out) != want {
+			err = fmt.Errorf("status says %q, want %q", out, want)
+		}
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// agentsWith starts both agents again with more flags, until the function that
+// it returns is called.
+func (s *stage) agentsWith(flags []string) func() {
+	s.t.Helper()
+	with := func(more []string) {
+		s.more = more
+		for i := range s.nodes {
+			s.restart(i)
+		}
+	}
+	with(flags)
+	return func() { with(nil) }
+}
+
+// portolan runs the command on a node and returns what it prints. A negative
+// finding is no error.
+func (s *stage) portolan(i int, args ...string) (string, error) {
+	n := s.nodes[i]
+	var out []byte
+	err := n.Do(func() (err error) {
+		out, err = exec.Command(programs.portolan, append(args, "--socket", n.Socket(), "--bpffs-root", n.BPFFS())...).Output()
+		return err
+	})
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 1 {
+		err = nil
+	}
+	return string(out), err
 }
 
 // logged looks for a line of the agent "here".
 func (s *stage) logged(words []string) error {
-	for _, line := range strings.Split(s.agents[0].Output(), "\n") {
+	return hasLine(s.agents[0].Output(), words)
+}
+
+// told looks for a line that the portolan command prints on the node "here".
+func (s *stage) told(args, words []string) error {
+	out, err := s.portolan(0, args...)
+	if err != nil {
+		return err
+	}
+	return hasLine(out, words)
+}
+
+func hasLine(text string, words []string) error {
+	for _, line := range strings.Split(text, "\n") {
 		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 			return nil
 		}
 	}
-	return fmt.Errorf("the agent has no line with %q", words)
+	return fmt.Errorf("no line has %q", words)
+}
+
+// filter gives both nodes rules of nftables until the function that it returns
+// is called.
+func (s *stage) filter(rules string) func() {
+	s.t.Helper()
+	load := func(text string) error {
+		var errs []error
+		for _, n := range s.nodes {
+			errs = append(errs, n.Do(func() error {
+				cmd := exec.Command("nft", "-f", "-")
+				cmd.Stdin = strings.NewReader(text)
+				out, err := cmd.CombinedOutput()
+				if err != nil {
+					err = fmt.Errorf("nft: %w: %s", err, out)
+				}
+				return err
+			}))
+		}
+		return errors.Join(errs...)
+	}
+	if err := load(s.fill(rules)); err != nil {
+		s.t.Fatal(err)
+	}
+	return func() {
+		if err := load("flush ruleset"); err != nil {
+			s.t.Error(err)
+		}
+	}
 }

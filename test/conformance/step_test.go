@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,18 +20,26 @@ import (
 //
 //	apply FILE...                        the objects are those of the files, and no others
 //	WHO PROTOCOL ADDRESS reaches NAME... each of these answers in turn, nobody else, and no call fails
+//	WHO PROTOCOL ADDRESS itself NAME...  as reaches, by sockets that are bound to that very address
+//	WHO PROTOCOL ADDRESS shares NAME...  these answer, each as often as the others
 //	WHO PROTOCOL ADDRESS sticks          one endpoint answers 15 times
 //	WHO PROTOCOL ADDRESS sees NAME       the endpoint sees this address as the client's
 //	WHO PROTOCOL ADDRESS refused         the call fails at once with ECONNREFUSED
 //	WHO PROTOCOL ADDRESS silent          nobody answers
 //	WHO PROTOCOL ADDRESS fails ERRNO     the call fails with that error
 //	WHO PROTOCOL ADDRESS named           the socket is told the address that it named
+//	WHO PROTOCOL ADDRESS scatters        the ports that the endpoint sees follow no order
+//	WHO PROTOCOL ADDRESS flow NAME...    within a second one of these answers the flow (see flow), for good; no NAME: nobody does
 //	WHO PROTOCOL ADDRESS keeps           calls go on from here to the end, and none fails
 //	WHO PROTOCOL ADDRESS stays           a connection opened here still answers at the end
 //	logged WORD...                       a line of the agent "here" has all these words
+//	portolan ARG... tells WORD...        a line that this command prints on the node "here" has all these words
 //	gain ADDRESS/LENGTH                  the node "here" has this address from here to the end
 //	restart                              the agent "here" ends and another one starts
+//	agents FLAG...                       both agents have these flags, too, from here to the end
+//	nft FILE                             the nodes have these rules from here to the end
 //
+// PROTOCOL is tcp, udp, or sendto: UDP by a socket that does not connect.
 // WHO is pod or node (on the node "here"), client (outside), other (the other
 // node), or a pod that serves. Lines that begin with # are for people.
 type step struct {
@@ -44,10 +53,11 @@ func (st *step) fromWire() bool {
 	return st.who == "client" || st.who == "other" || strings.HasPrefix(st.who, "far")
 }
 
-var verbs = map[string]bool{"reaches": true, "sticks": true, "sees": true, "refused": true, "silent": true, "fails": true, "named": true, "keeps": true, "stays": true}
+var verbs = map[string]bool{"reaches": true, "sticks": true, "sees": true, "refused": true, "silent": true, "fails": true, "named": true, "keeps": true, "stays": true,
+	"itself": true, "shares": true, "scatters": true, "flow": true}
 
 // commands are the steps in which nobody calls.
-var commands = map[string]bool{"apply": true, "logged": true, "gain": true, "restart": true}
+var commands = map[string]bool{"apply": true, "logged": true, "gain": true, "restart": true, "portolan": true, "agents": true, "nft": true}
 
 func parseSteps(script string) ([]step, error) {
 	var out []step
@@ -56,6 +66,8 @@ func parseSteps(script string) ([]step, error) {
 		fields := strings.Fields(text)
 		switch {
 		case len(fields) == 0 || fields[0] == "#":
+		case fields[0] == "portolan" && !slices.Contains(fields, "tells"):
+			errs = append(errs, fmt.Errorf("line %d tells nothing: %s", i+1, text))
 		case commands[fields[0]]:
 			out = append(out, step{line: i + 1, text: text, verb: fields[0], args: fields[1:]})
 		case len(fields) < 4 || !verbs[fields[3]]:
@@ -79,8 +91,12 @@ var errnos = map[string]syscall.Errno{
 
 // try makes the calls of a step once and tells what is not as it must be.
 func (s *stage) try(st step) error {
-	if st.verb == "logged" {
+	switch st.verb {
+	case "logged":
 		return s.logged(st.args)
+	case "portolan":
+		at := slices.Index(st.args, "tells")
+		return s.told(st.args[:at], st.args[at+1:])
 	}
 	probe := s.probes[st.who]
 	if probe == nil {
@@ -93,6 +109,15 @@ func (s *stage) try(st step) error {
 	switch st.verb {
 	case "reaches":
 		return reaches(probe, st.proto, addr, st.args)
+	case "itself":
+		own := netip.MustParseAddrPort(addr).Addr()
+		return reaches(probe, st.proto, addr, st.args, world.From(netip.AddrPortFrom(own, 0).String()))
+	case "shares":
+		return shares(probe, st.proto, addr, s.members(st.args))
+	case "scatters":
+		return scatters(probe, st.proto, addr)
+	case "flow":
+		return s.flow(st.who, st.proto, addr).answeredBy(st.args)
 	case "sticks":
 		report, err := probe.DialMany(st.proto, addr, 15, world.Timeout(short))
 		if err == nil && (report.Failed > 0 || len(report.Backends) != 1) {
@@ -131,14 +156,66 @@ func (s *stage) try(st step) error {
 
 // reaches dials so often that an endpoint of four is missed once in a million
 // runs.
-func reaches(probe *world.Probe, proto, addr string, want []string) error {
-	report, err := probe.DialMany(proto, addr, 12*len(want)+6, world.Timeout(short))
+func reaches(probe *world.Probe, proto, addr string, want []string, options ...world.Option) error {
+	report, err := probe.DialMany(proto, addr, 12*len(want)+6, append(options, world.Timeout(short))...)
 	if err != nil {
 		return err
 	}
 	got := slices.Sorted(maps.Keys(report.Backends))
 	if slices.Sort(want); report.Failed > 0 || !slices.Equal(got, want) {
 		return fmt.Errorf("%d of %d failed, answers %v, want %v; first failure %+v", report.Failed, report.Total, report.Backends, want, report.Failures)
+	}
+	return nil
+}
+
+// shares makes many calls and tells whether the endpoints' shares differ by more
+// than chance lets them: the bound on chi squared (of Laurent and Massart) is
+// passed once in e^20 runs, by an endpoint that counts twice in all of them.
+func shares(probe *world.Probe, proto, addr string, want []string) error {
+	report, err := probe.DialMany(proto, addr, max(1800, 12*len(want)), world.Timeout(short))
+	if err != nil {
+		return err
+	}
+	free, each := float64(len(want)-1), float64(report.Total)/float64(len(want))
+	bound, sum := free+2*math.Sqrt(20*free)+2*20, 0.0
+	for _, name := range want {
+		off := float64(report.Backends[name]) - each
+		sum += off * off / each
+	}
+	got := slices.Sorted(maps.Keys(report.Backends))
+	if slices.Sort(want); report.Failed > 0 || sum > bound || !slices.Equal(got, want) {
+		return fmt.Errorf("%d of %d failed, %d endpoints of %d answer, chi squared is %.0f and should not pass %.0f; first failures %.3v",
+			report.Failed, report.Total, len(got), len(want), sum, bound, report.Failures)
+	}
+	return nil
+}
+
+// scatters tells whether the source ports that an endpoint sees are a guess for
+// those who do not know the secret: neither the client's, nor in a row, nor
+// close together.
+func scatters(probe *world.Probe, proto, addr string) error {
+	const calls, ports = 100, 1 << 14 // those of --masquerade-ports
+	var last, low, high, kept, near int
+	low = math.MaxInt
+	for i := range calls {
+		r := probe.Dial(proto, addr, world.Timeout(short))
+		if r.Err() != nil {
+			return r.Err()
+		}
+		port := int(r.Seen.Port())
+		low, high = min(low, port), max(high, port)
+		if port == int(r.Local.Port()) {
+			kept++
+		}
+		if step := port - last; i > 0 && -64 < step && step < 64 {
+			near++
+		}
+		last = port
+	}
+	// One in a hundred is near the one before by chance, and the range is
+	// covered but for a few hundredths.
+	if kept > calls/10 || near > calls/10 || high-low < ports*3/4 {
+		return fmt.Errorf("of %d ports %d were the client's own, %d near the one before; all within %d to %d", calls, kept, near, low, high)
 	}
 	return nil
 }
