@@ -52,8 +52,16 @@ func TestServices(t *testing.T) {
 			})
 		}
 	})
-	for _, sc := range outageScenarios() {
+	for _, sc := range append(disturbingScenarios(), outageScenarios()...) {
 		t.Run(sc.name, func(t *testing.T) { sc.run(f.newSpace(t)) })
+	}
+}
+
+// disturbingScenarios close nodes to new pods, one after the other.
+func disturbingScenarios() []scenario {
+	return []scenario{
+		{"a drain of each node fails no request", drainFailsNoRequest},
+		{"the health check port follows the node's own pods", healthCheckPortFollowsLocalPods},
 	}
 }
 
@@ -62,6 +70,10 @@ func TestServices(t *testing.T) {
 func calmScenarios() []scenario {
 	return []scenario{
 		{"a rollout fails no request", rolloutFailsNoRequest},
+		{"scaling up and down fails no request", scalingFailsNoRequest},
+		{"a Service that goes to zero and back disturbs no other", scaledToZeroAndBackDisturbsNobody},
+		{"a Service created again at its old address answers there", recreatedServiceKeepsItsAddress},
+		{"a conflict is told by an Event on the Service that loses", conflictIsToldByAnEvent},
 		{"the last pod keeps receiving while it terminates", lastPodReceivesWhileTerminating},
 		{"scaled to zero a Service refuses at once and comes back", scaledToZeroRefuses},
 		{"CoreDNS answers a pod that knows only its ClusterIP", coreDNSAnswers},
@@ -103,6 +115,7 @@ type fixture struct {
 	cli       string         // bin/portolan; empty under kube-proxy
 	pods      []*world.Probe // a client pod on each node
 	hosts     []*world.Probe // a host process on each node
+	outside   *world.Probe   // a client that is neither
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -133,6 +146,7 @@ func newFixture(t *testing.T) *fixture {
 		host := must(n.Host("client"))(t)
 		f.hosts = append(f.hosts, must(host.Probe())(t))
 	}
+	f.outside = must(c.Outside.Probe())(t)
 	return f
 }
 

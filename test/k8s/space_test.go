@@ -175,6 +175,12 @@ func (s *space) deployment(name string, replicas int32, edit ...func(*appsv1.Dep
 	s.rolledOut(name)
 }
 
+// deploymentOf is deployment with pods of another container.
+func (s *space) deploymentOf(name string, replicas int32, c corev1.Container) {
+	s.t.Helper()
+	s.deployment(name, replicas, func(d *appsv1.Deployment) { d.Spec.Template.Spec = podSpec(c) })
+}
+
 // editDeployment changes a Deployment and waits until it has rolled out.
 func (s *space) editDeployment(name string, edit func(*appsv1.Deployment)) {
 	s.t.Helper()

@@ -120,7 +120,7 @@ func (s *space) fails(proto, addr string, errno syscall.Errno) {
 	}
 }
 
-// load is constant requests from every pod client.
+// load is constant requests to one address.
 type load struct {
 	s       *space
 	hammers []*world.Hammer
@@ -130,8 +130,14 @@ type load struct {
 // before it returns.
 func (s *space) startLoad(proto, addr string) *load {
 	s.t.Helper()
+	return s.startLoadFrom(s.pods, proto, addr)
+}
+
+// startLoadFrom is startLoad from other clients.
+func (s *space) startLoadFrom(clients []*world.Probe, proto, addr string) *load {
+	s.t.Helper()
 	l := &load{s: s}
-	for _, client := range s.pods {
+	for _, client := range clients {
 		h, err := client.Hammer(proto, addr, world.HammerConfig{Workers: 2, Pause: 5 * time.Millisecond})
 		s.must(err)
 		l.hammers = append(l.hammers, h)

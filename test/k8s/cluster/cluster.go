@@ -61,6 +61,8 @@ type Cluster struct {
 	Plane  *controlplane.Plane
 	Client kubernetes.Interface // Of the usual port.
 	Nodes  []*Node
+	// Outside is a machine that is no part of the cluster.
+	Outside *world.Host
 
 	cfg    Config
 	host   *world.Host        // the control plane's
@@ -85,6 +87,9 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 func (c *Cluster) start(ctx context.Context) error {
 	var err error
 	if c.host, err = c.World.AddHost("control-plane"); err != nil {
+		return err
+	}
+	if c.Outside, err = c.World.AddHost("outside"); err != nil {
 		return err
 	}
 	for _, name := range c.cfg.Nodes {

@@ -11,8 +11,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// Schedule binds pods that name no node to nodes in turn until ctx ends. It
-// asks nothing of a pod and nothing of a node.
+// Schedule binds pods that name no node to nodes in turn, passing over those that
+// are cordoned, until ctx ends. It asks nothing of a pod and nothing else of a
+// node.
 func Schedule(ctx context.Context, client kubernetes.Interface, nodes []string, log *slog.Logger) {
 	next := 0
 	place := func(pod *corev1.Pod) {
@@ -21,6 +22,13 @@ func Schedule(ctx context.Context, client kubernetes.Interface, nodes []string, 
 		}
 		node := nodes[next%len(nodes)]
 		next++
+		for range nodes {
+			if !cordoned(ctx, client, node) {
+				break
+			}
+			node = nodes[next%len(nodes)]
+			next++
+		}
 		if err := bind(ctx, client, pod, node); err != nil && ctx.Err() == nil {
 			log.Error("pod is not bound", "pod", pod.Name, "node", node, "err", err)
 		}
@@ -34,6 +42,11 @@ func Schedule(ctx context.Context, client kubernetes.Interface, nodes []string, 
 			}
 		},
 	})
+}
+
+func cordoned(ctx context.Context, client kubernetes.Interface, name string) bool {
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	return err == nil && node.Spec.Unschedulable
 }
 
 func bind(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod, node string) error {
