@@ -361,6 +361,7 @@ func TestBehaviours(t *testing.T) {
 func (s *stage) play(b *behaviour) {
 	s.flows = map[string]*flow{}
 	defer s.endFlows()
+	defer s.agentsAsEver()
 	for _, st := range b.steps {
 		if st.who != "" && !st.fromWire() && s.mode != modes[0].name {
 			continue
@@ -382,7 +383,7 @@ func (s *stage) play(b *behaviour) {
 		case "gain":
 			defer s.gain(st.args[0])()
 		case "agents":
-			defer s.agentsWith(st.args)()
+			s.agentsWith(st.args)
 		case "nft":
 			defer s.filter(b.files[st.args[0]])()
 		case "restart":

@@ -82,7 +82,7 @@ func (s *stage) restart(i int) {
 	}
 	s.agents[i] = s.runAgent(i)
 	s.awaitAgent(s.nodes[i])
-	err := world.Wait(patience, func() error {
+	err := world.Wait(time.Minute, func() error {
 		out, err := s.portolan(i, "status", "-o", "jsonpath={.pid} {.synced}")
 		if want := fmt.Sprintf("%d true", s.agents[i].PID()); err == nil && strings.TrimSpace(out) != want {
 			err = fmt.Errorf("status says %q, want %q", out, want)
@@ -94,18 +94,24 @@ func (s *stage) restart(i int) {
 	}
 }
 
-// agentsWith starts both agents again with more flags, until the function that
-// it returns is called.
-func (s *stage) agentsWith(flags []string) func() {
+// agentsWith starts both agents again with these flags beside those of the
+// stage.
+func (s *stage) agentsWith(flags []string) {
 	s.t.Helper()
-	with := func(more []string) {
-		s.more = more
-		for i := range s.nodes {
-			s.restart(i)
-		}
+	s.more = nil
+	for _, f := range flags {
+		s.more = append(s.more, s.fill(f))
 	}
-	with(flags)
-	return func() { with(nil) }
+	for i := range s.nodes {
+		s.restart(i)
+	}
+}
+
+// agentsAsEver starts both agents as they were if a script has changed them.
+func (s *stage) agentsAsEver() {
+	if s.more != nil {
+		s.agentsWith(nil)
+	}
 }
 
 // portolan runs the command on a node and returns what it prints. A negative
@@ -118,8 +124,10 @@ func (s *stage) portolan(i int, args ...string) (string, error) {
 		return err
 	})
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 1 {
-		err = nil
+	if errors.As(err, &exit) {
+		if err = fmt.Errorf("portolan %s: %w: %s", args[0], err, exit.Stderr); exit.ExitCode() == 1 {
+			err = nil
+		}
 	}
 	return string(out), err
 }

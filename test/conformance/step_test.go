@@ -20,6 +20,7 @@ import (
 //
 //	apply FILE...                        the objects are those of the files, and no others
 //	WHO PROTOCOL ADDRESS reaches NAME... each of these answers in turn, nobody else, and no call fails
+//	WHO PROTOCOL ADDRESS mapped NAME...  as reaches, by IPv6 sockets that name an IPv4 address
 //	WHO PROTOCOL ADDRESS itself NAME...  as reaches, by sockets that are bound to that very address
 //	WHO PROTOCOL ADDRESS shares NAME...  these answer, each as often as the others
 //	WHO PROTOCOL ADDRESS sticks          one endpoint answers 15 times
@@ -36,7 +37,7 @@ import (
 //	portolan ARG... tells WORD...        a line that this command prints on the node "here" has all these words
 //	gain ADDRESS/LENGTH                  the node "here" has this address from here to the end
 //	restart                              the agent "here" ends and another one starts
-//	agents FLAG...                       both agents have these flags, too, from here to the end
+//	agents FLAG...                       both agents start again with these flags, too, until the next such step or the end
 //	nft FILE                             the nodes have these rules from here to the end
 //
 // PROTOCOL is tcp, udp, or sendto: UDP by a socket that does not connect.
@@ -54,7 +55,7 @@ func (st *step) fromWire() bool {
 }
 
 var verbs = map[string]bool{"reaches": true, "sticks": true, "sees": true, "refused": true, "silent": true, "fails": true, "named": true, "keeps": true, "stays": true,
-	"itself": true, "shares": true, "scatters": true, "flow": true}
+	"itself": true, "mapped": true, "shares": true, "scatters": true, "flow": true}
 
 // commands are the steps in which nobody calls.
 var commands = map[string]bool{"apply": true, "logged": true, "gain": true, "restart": true, "portolan": true, "agents": true, "nft": true}
@@ -109,6 +110,8 @@ func (s *stage) try(st step) error {
 	switch st.verb {
 	case "reaches":
 		return reaches(probe, st.proto, addr, st.args)
+	case "mapped":
+		return reaches(probe, st.proto, addr, st.args, world.Mapped())
 	case "itself":
 		own := netip.MustParseAddrPort(addr).Addr()
 		return reaches(probe, st.proto, addr, st.args, world.From(netip.AddrPortFrom(own, 0).String()))
