@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"portolan.dev/portolan/test/paths"
 )
 
 const (
@@ -86,7 +88,7 @@ func compare(a, base *side) (pair, error) {
 		bases = append(bases, (ns[1]+ns[2])/2)
 		ratios = append(ratios, (ns[0]+ns[3])/(ns[1]+ns[2]))
 	}
-	return pair{median(bases), median(ratios)}, nil
+	return pair{paths.Median(bases), paths.Median(ratios)}, nil
 }
 
 // sockets opens, connects and closes sockets and returns ns a socket.
@@ -233,6 +235,6 @@ func socketLives(p *bed, direct []unix.RawSockaddrInet4) (figure, error) {
 		bases = append(bases, (without[0]+without[1])/2)
 		differences = append(differences, (with[0]+with[1]-without[0]-without[1])/2)
 	}
-	plus := median(differences)
-	return figure{"socket + connect + close, no Service: added", plus, "ns", "no program, ns", median(bases), 30, plus <= 30}, nil
+	plus := paths.Median(differences)
+	return figure{"socket + connect + close, no Service: added", plus, "ns", "no program, ns", paths.Median(bases), 30, plus <= 30}, nil
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +11,7 @@ import (
 
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/paths"
 )
 
 // echoService has a TCP and a UDP port on one endpoint, a server on loopback.
@@ -48,73 +48,26 @@ func flows(p *bed) ([]figure, error) {
 	if err := d.apply(echoService(port)); err != nil {
 		return nil, err
 	}
-	direct := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String()
-	through := netip.AddrPortFrom(vip(1), 80).String()
+	direct := paths.Way{Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String(), Server: datagrams}
+	through := paths.Way{Addr: netip.AddrPortFrom(vip(1), 80).String(), Server: datagrams}
 	var out []figure
 	for _, f := range []struct {
 		name, network, unit string
-		sample              func(net.Conn) (float64, error)
+		sample              func(net.Conn, paths.Way) (float64, error)
 	}{
-		{"connected UDP ping-pong", "udp4", "ns", func(c net.Conn) (float64, error) { return pingPong(c, datagrams) }},
+		{"connected UDP ping-pong", "udp4", "ns", paths.PingPong},
 		{"TCP stream, time for 64 MiB", "tcp4", "ns", push},
 	} {
-		ratio, base, err := paired(f.network, direct, through, f.sample)
+		r, err := paths.Open(rounds, f.network, direct, through, f.sample)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.name, err)
 		}
-		out = append(out, figure{f.name + ", VIP", ratio, "ratio", "direct, " + f.unit, base, 1.02, ratio <= 1.02})
+		out = append(out, figure{f.name + ", VIP", r.Ratio, "ratio", "direct, " + f.unit, r.Base, 1.02, r.Ratio <= 1.02})
 	}
 	return out, nil
 }
 
-// paired alternates the two ways over open connections.
-func paired(network, direct, through string, sample func(net.Conn) (float64, error)) (ratio, base float64, err error) {
-	a, err := net.Dial(network, direct)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer a.Close()
-	b, err := net.Dial(network, through)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer b.Close()
-	var left, right []float64
-	for range rounds {
-		x, err1 := sample(a)
-		y, err2 := sample(b)
-		if err := errors.Join(err1, err2); err != nil {
-			return 0, 0, err
-		}
-		left, right = append(left, x), append(right, y)
-	}
-	return median(right) / median(left), median(left), nil
-}
-
-// pingPong plays both sides on one thread, so that no wake-up is measured.
-func pingPong(c net.Conn, server *net.UDPConn) (float64, error) {
-	const exchanges = 5000
-	buffer := make([]byte, 64)
-	begin := time.Now()
-	for range exchanges {
-		if _, err := c.Write(buffer[:16]); err != nil {
-			return 0, err
-		}
-		n, from, err := server.ReadFromUDPAddrPort(buffer)
-		if err != nil {
-			return 0, err
-		}
-		if _, err := server.WriteToUDPAddrPort(buffer[:n], from); err != nil {
-			return 0, err
-		}
-		if _, err := c.Read(buffer); err != nil {
-			return 0, err
-		}
-	}
-	return float64(time.Since(begin).Nanoseconds()) / exchanges, nil
-}
-
-func push(c net.Conn) (float64, error) {
+func push(c net.Conn, _ paths.Way) (float64, error) {
 	buffer := make([]byte, 1<<20)
 	begin := time.Now()
 	for range 64 {

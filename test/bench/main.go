@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -119,11 +118,6 @@ func processor() string {
 		}
 	}
 	return runtime.GOARCH
-}
-
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	return v[len(v)/2]
 }
 
 // bed is where a run takes place: a cgroup with the process in it, one without

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -17,6 +16,7 @@ import (
 	"portolan.dev/portolan/pkg/node"
 	"portolan.dev/portolan/pkg/reconcile"
 	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/paths"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -59,29 +59,30 @@ func nodePort(*bed) (figures []figure, err error) {
 	defer datagrams.Close()
 	for _, l := range streams {
 		defer l.Close()
-		go answer(l)
+		go paths.Answer(l)
 	}
 	stop, err := serveNodePort(n, pod.IPv4())
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
-	direct := netip.AddrPortFrom(pod.IPv4(), 8080).String()
-	through := netip.AddrPortFrom(n.IPv4(), 30080).String()
+	direct := paths.Way{Addr: netip.AddrPortFrom(pod.IPv4(), 8080).String(), Server: datagrams}
+	through := paths.Way{Addr: netip.AddrPortFrom(n.IPv4(), 30080).String(), Server: datagrams}
 	err = client.Do(func() error {
 		if err := routeTo(n); err != nil {
 			return err
 		}
-		ratio, base, err := paired("udp4", direct, through, func(c net.Conn) (float64, error) { return pingPong(c, datagrams) })
+		r, err := paths.Open(rounds, "udp4", direct, through, paths.PingPong)
 		if err != nil {
 			return fmt.Errorf("UDP ping-pong: %w", err)
 		}
-		figures = append(figures, figure{"UDP ping-pong through a NodePort, tc", ratio, "ratio", "routed to the pod, ns", base, 0, true})
-		ratio, base, err = requests(netip.AddrPortFrom(pod.IPv4(), 8081).String(), through)
+		figures = append(figures, figure{"UDP ping-pong through a NodePort, tc", r.Ratio, "ratio", "routed to the pod, ns", r.Base, 0, true})
+		direct.Addr = netip.AddrPortFrom(pod.IPv4(), 8081).String()
+		r, err = paths.Requests(2*rounds, direct, through)
 		if err != nil {
 			return fmt.Errorf("TCP connect, request, close: %w", err)
 		}
-		figures = append(figures, figure{"TCP connect, request, close through a NodePort, tc", ratio, "ratio", "routed to the pod, ns", base, 0, true})
+		figures = append(figures, figure{"TCP connect, request, close through a NodePort, tc", r.Ratio, "ratio", "routed to the pod, ns", r.Base, 0, true})
 		return nil
 	})
 	return figures, err
@@ -155,50 +156,4 @@ func nodePortService(nodeName string, endpoint netip.Addr) compile.Update {
 			Endpoints: []service.Endpoint{{Addr: endpoint, Ready: true, Serving: true, NodeName: nodeName}},
 		}},
 	}
-}
-
-// answer sends one byte back on every connection.
-func answer(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		var b [1]byte
-		if _, err := c.Read(b[:]); err == nil {
-			_, _ = c.Write(b[:])
-		}
-		c.Close()
-	}
-}
-
-// requests alternates connections to both addresses.
-func requests(direct, through string) (ratio, base float64, err error) {
-	const block = 50
-	sample := func(addr string) (float64, error) {
-		begin := time.Now()
-		for range block {
-			c, err := net.Dial("tcp4", addr)
-			if err != nil {
-				return 0, err
-			}
-			b := []byte{1}
-			_, err1 := c.Write(b)
-			_, err2 := c.Read(b)
-			if err := errors.Join(err1, err2, c.Close()); err != nil {
-				return 0, err
-			}
-		}
-		return float64(time.Since(begin).Nanoseconds()) / block, nil
-	}
-	var left, right []float64
-	for range 2 * rounds {
-		x, err1 := sample(direct)
-		y, err2 := sample(through)
-		if err := errors.Join(err1, err2); err != nil {
-			return 0, 0, err
-		}
-		left, right = append(left, x), append(right, y)
-	}
-	return median(right) / median(left), median(left), nil
 }

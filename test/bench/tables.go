@@ -11,6 +11,7 @@ import (
 
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/paths"
 )
 
 // tables measures how long objects in memory take to the tables: compiling,
@@ -48,7 +49,7 @@ func tables(*bed) ([]figure, error) {
 			d.reconciler.Tables().Close()
 			d.barrier.Close()
 		}
-		value := median(times)
+		value := paths.Median(times)
 		out = append(out, figure{fmt.Sprintf("%d Services x 10 endpoints into the maps", c.services), value, "ms", "", 0, c.bar, value <= c.bar})
 	}
 	for _, others := range []int{100, 10_000} {
@@ -100,7 +101,7 @@ func maglevTable() (figure, error) {
 			return figure{}, err
 		}
 	}
-	value := median(times)
+	value := paths.Median(times)
 	return figure{fmt.Sprintf("Maglev table of %d slots built and published", compile.DefaultMaglevSize), value, "us", "", 0, 500, value <= 500}, nil
 }
 
@@ -131,7 +132,7 @@ func oneEndpoint(d *dataplane, others int) ([]figure, error) {
 				}
 			}
 		}
-		value := median(times)
+		value := paths.Median(times)
 		out = append(out, figure{fmt.Sprintf("one of %d endpoints changes, %d other Services", c.endpoints, others), value, "us", "", 0, c.bar, value <= c.bar})
 	}
 	return out, nil

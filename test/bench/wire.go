@@ -16,6 +16,7 @@ import (
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/reconcile"
 	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/paths"
 )
 
 // Flags of the TCP header.
@@ -338,7 +339,7 @@ func (l *lane) newFlows() (float64, error) {
 		}
 		all = append(all, float64(took.Nanoseconds()))
 	}
-	return median(all), nil
+	return paths.Median(all), nil
 }
 
 // establish makes n flows of the clients of round 0 established: their first
@@ -447,5 +448,5 @@ func (l *lane) median(program *ebpf.Program, want uint32) (float64, error) {
 		}
 		all = append(all, float64(took.Nanoseconds()))
 	}
-	return median(all), nil
+	return paths.Median(all), nil
 }

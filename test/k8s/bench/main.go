@@ -3,7 +3,8 @@
 // Command bench measures how fast a service dataplane follows a real API
 // server: the time from a changed EndpointSlice to a connection that reaches
 // the new endpoint, the time from the agent's start to the last of many
-// Services, and the agent's peak memory. With --peer it measures kube-proxy in
+// Services, the agent's peak memory, and what a client outside pays for a
+// NodePort. With --peer it measures kube-proxy in
 // its nftables mode in the same run and the same way.
 //
 // Times are what a client sees: a process in a pod that connects over and over,

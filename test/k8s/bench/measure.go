@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"portolan.dev/portolan/test/k8s/cluster"
+	"portolan.dev/portolan/test/paths"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -38,6 +39,8 @@ type figures struct {
 	flips  []time.Duration // update request sent -> new endpoint answers
 	writes []time.Duration // update request sent -> API server's answer
 	peak   uint64          // bytes
+	// A client outside through a NodePort, against a routed pod.
+	udp, tcp paths.Ratio
 }
 
 // plan says how often a dataplane is measured.
@@ -76,6 +79,9 @@ func (b *bench) measure(ctx context.Context, n *cluster.Node, d cluster.Dataplan
 	}
 	if f.peak, err = n.DataplanePeakRSS(); err != nil {
 		return nil, err
+	}
+	if f.udp, f.tcp, err = b.nodePort(ctx, n); err != nil {
+		return nil, fmt.Errorf("reach a NodePort under %s: %w; its output:\n%s", d.Name, err, n.DataplaneProcess().Output())
 	}
 	n.KillDataplane()
 	return f, nil
