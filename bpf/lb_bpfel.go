@@ -105,6 +105,7 @@ type LbDeviceFlags uint32
 const (
 	LbDeviceFlagsDEVICE_XDP_TARGET     LbDeviceFlags = 1
 	LbDeviceFlagsDEVICE_NO_LINK_HEADER LbDeviceFlags = 2
+	LbDeviceFlagsDEVICE_INWARD         LbDeviceFlags = 4
 )
 
 type LbEntryMark uint32
@@ -282,6 +283,8 @@ type LbNextHop struct {
 	Mtu               uint16
 	BackendGeneration uint16
 	Source            LbAddress
+	Inward            uint8
+	Pad               [3]uint8
 }
 
 type LbNodeAddrFlags uint32

@@ -59,6 +59,7 @@ const (
 
 	DeviceXDPTarget    = uint32(bpf.LbDeviceFlagsDEVICE_XDP_TARGET)
 	DeviceNoLinkHeader = uint32(bpf.LbDeviceFlagsDEVICE_NO_LINK_HEADER)
+	DeviceInward       = uint32(bpf.LbDeviceFlagsDEVICE_INWARD)
 
 	NodeAddrHostOnly = uint32(bpf.LbNodeAddrFlagsNODE_ADDR_HOST_ONLY)
 )

@@ -32,6 +32,7 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 		memcpy(w->dst_mac, hop->dst_mac, ETH_ALEN);
 		memcpy(w->src_mac, hop->src_mac, ETH_ALEN);
 		w->source = hop->source;
+		w->inward = hop->inward;
 		w->found = w->resolved = true;
 		return true;
 	}
@@ -47,6 +48,7 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 		memcpy(hop->dst_mac, w->dst_mac, ETH_ALEN);
 		memcpy(hop->src_mac, w->src_mac, ETH_ALEN);
 		hop->source = w->source;
+		hop->inward = w->inward;
 		hop->backend_generation = r->backend.generation;
 		barrier();
 		hop->route_generation = config->route_generation;
@@ -163,7 +165,9 @@ static __always_inline int admit(struct request *r, const struct tuple *t,
 }
 
 /* The endpoint is chosen: how it is reached. A request in mid-flow, of which
- * another node may know, is served only if the endpoint sees no difference.
+ * another node may know, is served only if the endpoint sees no difference. An
+ * endpoint whose slice names no node may be here all the same: its answers then
+ * leave by an outward device, and would not come in by one.
  */
 static __always_inline int reach(context_t *ctx, struct request *r,
 				 const struct wire_config *config, bool v6)
@@ -176,9 +180,12 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	if (r->masquerade && !r->syn)
 		return DECIDE_PASS;
 	if ((r->masquerade || direct) && !way_to_backend(ctx, r, config, v6)) {
-		if (!near || self)
+		if ((!near && !r->way.inward) || self)
 			return decide_drop(r, REASON_NO_ROUTE);
-		r->masquerade = false; /* the node itself is no way to go */
+		r->masquerade = direct = false; /* the node itself is no way to go */
+	} else if (!near && !self && r->way.inward) {
+		r->masquerade = masquerade_near;
+		direct = false;
 	}
 	if (!r->masquerade && !direct)
 		no_way(&r->way);

@@ -30,6 +30,7 @@ struct way {
 	__u16 mtu;
 	__u8 resolved;
 	__u8 found;
+	__u8 inward; /* to this node itself, or to what is on it */
 	__u8 dst_mac[ETH_ALEN];
 	__u8 src_mac[ETH_ALEN];
 	struct address source; /* this node's towards there; mapped */
@@ -54,11 +55,17 @@ static __always_inline void ask_for(struct bpf_fib_lookup *q, bool v6, __u32 ifi
 	}
 }
 
+static __always_inline struct device *device_of(const struct way *w)
+{
+	__u32 ifindex = w->ifindex; /* a key on the stack: Linux 6.1 wants it there */
+
+	return bpf_map_lookup_elem(&devices, &ifindex);
+}
+
 /* The node's address on a device, for kernels whose look-up does not tell. */
 static __always_inline void device_source(bool v6, struct way *w)
 {
-	__u32 ifindex = w->ifindex; /* a key on the stack: Linux 6.1 wants it there */
-	struct device *d = bpf_map_lookup_elem(&devices, &ifindex);
+	struct device *d = device_of(w);
 
 	memset(&w->source, 0, sizeof(w->source));
 	if (d)
@@ -91,6 +98,12 @@ __noinline int find_way(context_t *ctx, struct tuple5 *t, struct way *w, bool v6
 	w->found = rc == BPF_FIB_LKUP_RET_SUCCESS || rc == BPF_FIB_LKUP_RET_NO_NEIGH;
 	w->resolved = rc == BPF_FIB_LKUP_RET_SUCCESS;
 	w->ifindex = q->ifindex;
+	w->inward = rc == BPF_FIB_LKUP_RET_NOT_FWDED;
+	if (w->found) {
+		struct device *d = device_of(w);
+
+		w->inward = d && d->flags & DEVICE_INWARD;
+	}
 	w->mtu = q->mtu_result;
 	memcpy(w->dst_mac, q->dmac, ETH_ALEN);
 	memcpy(w->src_mac, q->smac, ETH_ALEN);

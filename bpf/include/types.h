@@ -422,6 +422,7 @@ struct fragment {
 enum device_flags {
 	DEVICE_XDP_TARGET = 1, /* takes frames from XDP_REDIRECT */
 	DEVICE_NO_LINK_HEADER = 2, /* packets begin with the IP header */
+	DEVICE_INWARD = 4, /* leads to what is on this node: no program sees answers come */
 };
 
 struct device {
@@ -450,8 +451,10 @@ struct next_hop {
 	__u16 mtu;
 	__u16 backend_generation; /* its low half: the id may have come to another endpoint */
 	struct address source; /* of this node towards there; IPv4 in mapped form */
+	__u8 inward; /* the endpoint is on this node, whatever its slice says */
+	__u8 pad[3];
 };
-_Static_assert(sizeof(struct next_hop) == 40, "no hidden padding");
+_Static_assert(sizeof(struct next_hop) == 44, "no hidden padding");
 
 /* Where tunnels end: endpoints of this node whose Services are answered
  * directly. Service port 0 stands for any, and its value means nothing.

@@ -49,11 +49,15 @@ func (a *Agent) applyDevices() {
 // wireDevices is what the wire programs have to know of the links.
 func (a *Agent) wireDevices() []reconcile.Device {
 	targets := a.xdpTargets()
+	outward := map[int]bool{}
+	for _, l := range node.Outward(a.links, a.cfg.Options.Devices) {
+		outward[l.Index] = true
+	}
 	out := make([]reconcile.Device, 0, len(a.links))
 	for i := range a.links {
 		l := &a.links[i]
 		d := reconcile.Device{Index: uint32(l.Index), NoLinkHeader: !l.LinkHeader, Source4: a.facts.Source4, Source6: a.facts.Source6}
-		d.XDPTarget = targets[l.Index]
+		d.XDPTarget, d.Inward = targets[l.Index], !outward[l.Index]
 		for _, addr := range l.Addrs {
 			if addr.Is4() {
 				d.Source4 = addr

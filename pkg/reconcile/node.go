@@ -43,6 +43,9 @@ type Device struct {
 	Source4, Source6 netip.Addr
 	// XDPTarget: it takes frames that XDP programs redirect.
 	XDPTarget bool
+	// Inward: it leads to what is on this node, and no program sees what comes
+	// in by it.
+	Inward bool
 	// NoLinkHeader: its packets begin with the IP header.
 	NoLinkHeader bool
 }

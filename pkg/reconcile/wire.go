@@ -76,6 +76,9 @@ func (d *Device) entry() bpf.LbDevice {
 	if d.XDPTarget {
 		e.Flags |= maps.DeviceXDPTarget
 	}
+	if d.Inward {
+		e.Flags |= maps.DeviceInward
+	}
 	if d.NoLinkHeader {
 		e.Flags |= maps.DeviceNoLinkHeader
 	}
