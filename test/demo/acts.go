@@ -19,6 +19,8 @@ import (
 const (
 	// webVIP is where most of the demo's requests go.
 	webVIP = "10.96.0.10:80"
+	// shopNodePort is the node's address with a NodePort.
+	shopNodePort = "192.168.100.1:30080"
 	// requests is how many a line of the spread makes.
 	requests = 300
 	// window is how many requests of the hammer show that all is well, or
@@ -33,7 +35,7 @@ func (d *demo) play() error {
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("read kernel version: %w", err)
 	}
-	fmt.Fprintf(d.out, "%s  one node, eleven pods, six Services, real requests; Linux %s\n",
+	fmt.Fprintf(d.out, "%s  one node, eleven pods, six Services, a client outside, real requests; Linux %s\n",
 		d.paint(bold, "Portolan"), unix.ByteSliceToString(uts.Release[:]))
 	if err := errors.Join(d.build(), d.writeManifests()); err != nil {
 		return err
@@ -48,8 +50,14 @@ func (d *demo) play() error {
 	}); err != nil {
 		return err
 	}
+	took := time.Since(began)
+	if err := d.until("shop answers outside at "+shopNodePort, func() (bool, error) {
+		return d.outside.Dial("http", shopNodePort, world.Timeout(50*time.Millisecond)).OK(), nil
+	}); err != nil {
+		return err
+	}
 	d.heading("Every kind of Service answers", fmt.Sprintf("%d requests a line from a client pod; %d ms after the agent's start",
-		requests, time.Since(began).Milliseconds()))
+		requests, took.Milliseconds()))
 	for _, act := range []func() error{d.spread, d.changes, d.table, d.keep} {
 		if err := act(); err != nil {
 			return err
@@ -72,9 +80,11 @@ func (d *demo) spread() error {
 		{d.client, "", "over IPv6", "http", "[fd00:10:96::10]:80", []string{"web-1", "web-2", "web-3"}, nil},
 		{d.client, "dns", "two ports", "udp", "10.96.0.53:53", []string{"dns-1", "dns-2"}, []world.Option{world.Unconnected()}},
 		{d.client, "", "", "tcp", "10.96.0.53:53", []string{"dns-1", "dns-2"}, nil},
-		{d.client, "shop", "NodePort", "http", "192.168.100.1:30080", []string{"shop-1", "shop-2"}, nil},
+		{d.client, "shop", "NodePort", "http", shopNodePort, []string{"shop-1", "shop-2"}, nil},
 		{d.host, "", "on the node", "http", "127.0.0.1:30080", []string{"shop-1", "shop-2"}, nil},
+		{d.outside, "", "from outside", "http", shopNodePort, []string{"shop-1", "shop-2"}, nil},
 		{d.client, "store", "LoadBalancer", "http", "203.0.113.10:80", []string{"shop-1", "shop-2"}, nil},
+		{d.outside, "", "from outside", "http", "203.0.113.10:80", []string{"shop-1", "shop-2"}, nil},
 	} {
 		report, err := s.from.DialMany(s.proto, s.addr, requests, s.opts...)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"portolan.dev/portolan/test/world"
 )
@@ -39,6 +42,7 @@ type demo struct {
 	pods      map[string]*world.Pod
 	client    *world.Probe // in the client pod
 	host      *world.Probe // a host-network process
+	outside   *world.Probe // on a machine that is no part of the cluster
 	agent     *world.Process
 	manifests string // the directory the agent watches
 	hammered  int    // requests made while things changed
@@ -86,7 +90,27 @@ func (d *demo) build() error {
 	if err != nil {
 		return err
 	}
-	d.host, err = place.Probe()
+	if d.host, err = place.Probe(); err != nil {
+		return err
+	}
+	return d.addOutside()
+}
+
+// addOutside makes a machine that sends to load balancer addresses by the node,
+// as a router would that has learnt them from it.
+func (d *demo) addOutside() error {
+	machine, err := d.world.AddHost("outside")
+	if err != nil {
+		return err
+	}
+	err = machine.Do(func() error {
+		to := &net.IPNet{IP: net.IPv4(203, 0, 113, 0).To4(), Mask: net.CIDRMask(24, 32)}
+		return netlink.RouteAdd(&netlink.Route{Dst: to, Gw: d.node.IPv4().AsSlice()})
+	})
+	if err != nil {
+		return err
+	}
+	d.outside, err = machine.Probe()
 	return err
 }
 
