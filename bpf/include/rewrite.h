@@ -95,8 +95,8 @@ static __always_inline bool rewrite_transport(context_t *ctx, bool v6, __u32 l4,
 		return true;
 	}
 	check = header + 6;
-	if (*check == 0 && !v6)
-		return true; /* the sender computed none */
+	if (*check == 0)
+		return true; /* the sender computed none, as in tunnels over IPv6 (RFC 6935) */
 	if (!ON_XDP) {
 		update_checksum_tc(ctx, v6, l4 + 6, BPF_F_MARK_MANGLED_0, addresses, ports);
 		return true;

@@ -168,7 +168,7 @@ type segment struct {
 	flags        byte // TCP
 	ttl          byte
 	payload      string
-	noChecksum   bool // UDP over IPv4
+	noChecksum   bool // UDP, as in tunnels (RFC 6935)
 }
 
 func (s segment) frame() []byte {
@@ -217,8 +217,7 @@ func pseudo(src, dst netip.Addr, proto byte, length int) []byte {
 	return append(p, 0, 0, byte(length>>8), byte(length), 0, 0, 0, proto)
 }
 
-// intact tells whether a frame's checksums are right; UDP over IPv4 may have
-// none.
+// intact tells whether a frame's checksums are right; UDP may have none.
 func intact(f []byte) error {
 	ip := f[14:]
 	var src, dst netip.Addr
@@ -234,7 +233,7 @@ func intact(f []byte) error {
 		src, dst = netip.AddrFrom16([16]byte(ip[8:24])), netip.AddrFrom16([16]byte(ip[24:40]))
 		proto, l4 = ip[6], ip[40:40+int(binary.BigEndian.Uint16(ip[4:]))]
 	}
-	if proto == 17 && src.Is4() && binary.BigEndian.Uint16(l4[6:]) == 0 {
+	if proto == 17 && binary.BigEndian.Uint16(l4[6:]) == 0 {
 		return nil
 	}
 	if got := sum16(pseudo(src, dst, proto, len(l4)), l4); got != 0xffff {
@@ -267,7 +266,7 @@ func draw(r *rand.Rand) segment {
 	}
 	if r.Uint32N(2) == 0 {
 		s.proto = 17
-		s.noChecksum = s.src.Is4() && r.Uint32N(4) == 0
+		s.noChecksum = r.Uint32N(4) == 0
 		payload := make([]byte, r.Uint32N(64))
 		for i := range payload {
 			payload[i] = byte(r.Uint32())
