@@ -181,9 +181,9 @@ static __always_inline void reset_checksum_tc(context_t *ctx, __u32 at, __u16 ps
  * about by what changes, so payload may not be lost: segments with data, which
  * no client opens with unless TCP Fast Open is in use, get no answer.
  */
-static __always_inline bool make_reset(context_t *ctx, bool v6, __u32 l4, __u32 length)
+static __always_inline bool make_reset(context_t *ctx, bool v6, const struct packet *p)
 {
-	__u32 ip_size = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	__u32 ip_size = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr), l4 = p->l4;
 	struct address src, dst;
 	struct tcp_header *tcp;
 	__u64 before = 0, after;
@@ -191,13 +191,14 @@ static __always_inline bool make_reset(context_t *ctx, bool v6, __u32 l4, __u32 
 	__u16 check;
 	__be32 seq;
 
-	if (l4 != link_header + ip_size || !read_ends(ctx, v6, &src, &dst))
+	if (p->kind != PACKET_WHOLE || l4 != link_header + ip_size ||
+	    !read_ends(ctx, v6, &src, &dst))
 		return false;
 	tcp = packet_start(ctx) + link_header + ip_size;
 	if ((void *)(tcp + 1) > packet_end(ctx) || tcp->flags & TCP_RST)
 		return false;
 	size = (tcp->offset >> 4) * 4;
-	if (length != ip_size + size || size < sizeof(*tcp))
+	if (p->length != ip_size + size || size < sizeof(*tcp))
 		return false;
 	words = size / 4;
 	for (__u32 i = 0; i < MAX_TCP_WORDS; i++) {
@@ -295,10 +296,23 @@ static __always_inline bool make_error(context_t *ctx, bool v6, __u32 transport,
 	return true;
 }
 
-/* The same for a packet of either transport. */
-static __always_inline bool answer_error(context_t *ctx, bool v6, __u8 proto, __u8 type,
-					 __u8 code, __u32 mtu)
+/* Room for options or extension headers and a transport header. */
+#define QUOTE_WITH_OPTIONS 64
+
+/* The same for a packet of any form. Nobody is told about a later fragment (RFC
+ * 1122, 3.2.2). What has options must be long enough for the error to name the
+ * flow.
+ */
+static __always_inline bool answer_error(context_t *ctx, bool v6, const struct packet *p,
+					 __u8 proto, __u8 type, __u8 code, __u32 mtu)
 {
+	__u32 ip_size = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+
+	if (p->kind == PACKET_LATER)
+		return false;
+	if (p->l4 != link_header + ip_size)
+		return p->length >= ip_size + QUOTE_WITH_OPTIONS &&
+		       make_error(ctx, v6, QUOTE_WITH_OPTIONS, type, code, mtu);
 	if (proto == IPPROTO_TCP)
 		return make_error(ctx, v6, 20, type, code, mtu);
 	return make_error(ctx, v6, 8, type, code, mtu);

@@ -9,10 +9,15 @@
 #include "icmp.h"
 #include "send.h"
 
+static __always_inline __u32 about(context_t *ctx, bool v6, struct passage *w)
+{
+	return error_key(ctx, v6, w->packet.l4, link_header + w->packet.length, &w->key);
+}
+
 static __always_inline enum act error_in(context_t *ctx, bool v6, struct passage *w)
 {
 	struct wire_config *config = wire();
-	__u32 ports = error_key(ctx, v6, w->packet.l4, &w->key);
+	__u32 ports = about(ctx, v6, w);
 	struct flow *f = ports ? known_flow(v6, &w->key) : NULL;
 	enum act act = ACT_SEND;
 	bool sent;
@@ -133,14 +138,14 @@ static __noinline int error_out(context_t *ctx, struct passage *w, bool v6)
 	    !is_error(v6, icmp->type))
 		return ACT_PASS;
 	if (v6) {
-		ports = error_key(ctx, true, w->packet.l4, &w->key);
+		ports = about(ctx, true, w);
 		f = ports ? known_flow(true, &w->key) : NULL;
 		if (f && f->action == FLOW_ANSWER &&
 		    !translate_error(ctx, true, &w->packet, ports, &w->key, f, false))
 			return ACT_DROP;
 		return ACT_PASS;
 	}
-	ports = error_key(ctx, false, w->packet.l4, &w->key);
+	ports = about(ctx, false, w);
 	f = ports ? known_flow(false, &w->key) : NULL;
 	if (f && f->action == FLOW_ANSWER &&
 	    !translate_error(ctx, false, &w->packet, ports, &w->key, f, false))

@@ -52,10 +52,12 @@ static __always_inline __u32 inner_transport(context_t *ctx, bool v6, __u32 at, 
 	return at + ip4->ihl * 4;
 }
 
-/* Reads the key of the direction that the error travels in; returns the offset
+/* Reads the key of the direction that an error travels in; returns the offset
  * of the inner ports, 0 when the inner packet is none of ours to understand.
+ * end is that of the error's packet: what follows is padding of the link.
  */
-static __always_inline __u32 error_key(context_t *ctx, bool v6, __u32 l4, union tuple_key *key)
+static __always_inline __u32 error_key(context_t *ctx, bool v6, __u32 l4, __u32 end,
+				       union tuple_key *key)
 {
 	__u32 at = inner_transport(ctx, v6, l4 + sizeof(struct icmp_header), key);
 	struct ports *ports;
@@ -67,7 +69,7 @@ static __always_inline __u32 error_key(context_t *ctx, bool v6, __u32 l4, union 
 	if (at > 2048)
 		return 0;
 	ports = packet_start(ctx) + at;
-	if (!at || (void *)(ports + 1) > packet_end(ctx) ||
+	if (!at || at + sizeof(*ports) > end || (void *)(ports + 1) > packet_end(ctx) ||
 	    !has_ports(v6 ? key->v6.proto : key->v4.proto))
 		return 0;
 	if (v6) {

@@ -184,7 +184,8 @@ static __always_inline void parse4(context_t *ctx, struct packet *p, struct flow
 	key->dst = ip->daddr;
 	key->proto = ip->protocol;
 	if (ip->protocol == IPPROTO_ICMP && !(fragment & (IP_OFFSET | IP_MF))) {
-		p->kind = PACKET_ICMP;
+		if (length - ip->ihl * 4 >= transport_size(IPPROTO_ICMP))
+			p->kind = PACKET_ICMP;
 		return;
 	}
 	if (!has_ports(ip->protocol)) {
@@ -275,7 +276,8 @@ static __always_inline void parse6(context_t *ctx, struct packet *p, struct flow
 	p->fragment = e.id;
 	key->proto = e.next;
 	if (e.next == IPPROTO_ICMPV6 && !e.fragment) {
-		p->kind = PACKET_ICMP;
+		if (p->length + link_header >= p->l4 + transport_size(e.next))
+			p->kind = PACKET_ICMP;
 		return;
 	}
 	if (!has_ports(e.next)) {

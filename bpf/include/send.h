@@ -48,21 +48,24 @@ static __always_inline bool too_big(context_t *ctx, bool v6, const struct flow *
 	return ON_XDP || !((struct __sk_buff *)ctx)->gso_size;
 }
 
-static __always_inline enum act expired(context_t *ctx, bool v6, const struct flow *f, __u8 proto)
+static __always_inline enum act expired(context_t *ctx, bool v6, const struct passage *w,
+					const struct flow *f)
 {
 	count_refusal(REASON_TTL, f->frontend, f->backend);
-	return answer_error(ctx, v6, proto, v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0) ?
+	return answer_error(ctx, v6, &w->packet, protocol(v6, &w->key),
+			    v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0) ?
 		       ACT_BACK :
 		       ACT_DROP;
 }
 
-static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const struct flow *f,
-					     __u8 proto)
+static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const struct passage *w,
+					     const struct flow *f)
 {
 	__u32 mtu = f->mtu - overhead(v6, f);
 
 	count_refusal(REASON_TOO_BIG, f->frontend, f->backend);
-	return answer_error(ctx, v6, proto, v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
+	return answer_error(ctx, v6, &w->packet, protocol(v6, &w->key),
+			    v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
 			    v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu) ?
 		       ACT_BACK :
 		       ACT_DROP;
@@ -102,9 +105,9 @@ static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage 
 		return ACT_PASS;
 	/* Nobody is told about an error (RFC 1122, 3.2.2; RFC 4443, 2.4). */
 	if (w->packet.ttl <= 1)
-		return w->packet.kind == PACKET_ICMP ? ACT_DROP : expired(ctx, v6, f, proto);
+		return w->packet.kind == PACKET_ICMP ? ACT_DROP : expired(ctx, v6, w, f);
 	if (act == ACT_SEND && too_big(ctx, v6, f, w->packet.length))
-		return w->packet.kind == PACKET_ICMP ? ACT_DROP : tell_too_big(ctx, v6, f, proto);
+		return w->packet.kind == PACKET_ICMP ? ACT_DROP : tell_too_big(ctx, v6, w, f);
 	if (f->action == FLOW_TUNNEL && !encapsulate(ctx, v6, &w->packet, f))
 		return ACT_DROP;
 	if (act == ACT_SEND) {

@@ -118,6 +118,7 @@ static __always_inline bool encapsulate(context_t *ctx, bool v6, const struct pa
 struct inside {
 	union tuple_key key;
 	__u32 l4; /* offset of the transport header; 0: the packet is none of ours */
+	__u32 end; /* of the packet, as it says itself */
 	__u32 fragment; /* id of the datagram, if it is a later fragment of one */
 	bool later;
 };
@@ -134,6 +135,7 @@ static __always_inline void look_inside4(context_t *ctx, struct inside *in)
 	in->later = ip->frag_off & bpf_htons(IP_OFFSET);
 	in->fragment = ip->id;
 	in->l4 = link_header + sizeof(*ip) + ip->ihl * 4;
+	in->end = link_header + sizeof(*ip) + bpf_ntohs(ip->tot_len);
 }
 
 static __always_inline void look_inside6(context_t *ctx, struct inside *in)
@@ -147,6 +149,7 @@ static __always_inline void look_inside6(context_t *ctx, struct inside *in)
 	memcpy(&in->key.v6.dst, &ip->daddr, sizeof(in->key.v6.dst));
 	in->key.v6.proto = ip->nexthdr;
 	in->l4 = link_header + 2 * sizeof(*ip);
+	in->end = in->l4 + bpf_ntohs(ip->payload_len);
 	if (ip->nexthdr != NEXT_FRAGMENT)
 		return;
 	in->l4 = 0;
@@ -198,7 +201,7 @@ static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
 		return bpf_map_lookup_elem(&fragments, &first) != NULL;
 	}
 	if ((v6 ? in->key.v6.proto : in->key.v4.proto) == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
-		return error_key(ctx, v6, in->l4, &named) && known_flow(v6, &named);
+		return error_key(ctx, v6, in->l4, in->end, &named) && known_flow(v6, &named);
 	return for_nodeport(ctx, v6, in);
 }
 

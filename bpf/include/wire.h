@@ -13,13 +13,12 @@ static __always_inline enum act refuse(context_t *ctx, bool v6, const struct pas
 	__u8 proto = protocol(v6, &w->key);
 	bool made;
 
-	if (w->packet.kind == PACKET_LATER)
-		return ACT_DROP;
 	if (proto == IPPROTO_TCP)
-		made = make_reset(ctx, v6, w->packet.l4, w->packet.length);
+		made = make_reset(ctx, v6, &w->packet);
 	else
-		made = make_error(ctx, v6, 8, v6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE,
-				  v6 ? ICMP6_PORT_UNREACHABLE : ICMP_PORT_UNREACHABLE, 0);
+		made = answer_error(ctx, v6, &w->packet, proto,
+				    v6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE,
+				    v6 ? ICMP6_PORT_UNREACHABLE : ICMP_PORT_UNREACHABLE, 0);
 	return made ? ACT_BACK : ACT_DROP;
 }
 
