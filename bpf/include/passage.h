@@ -58,13 +58,16 @@ static __always_inline bool maybe_vip(bool v6, const union tuple_key *key)
 	return may_be_vip(&t);
 }
 
-/* Whether the packet may be an answer to a masqueraded request. */
-static __always_inline bool to_masquerade_port(bool v6, const union tuple_key *key,
-					       const struct wire_config *config)
+/* Whether the packet may be an answer to a masqueraded request. SCTP keeps its
+ * port (connection.h).
+ */
+static __always_inline bool may_answer(bool v6, const union tuple_key *key, __u8 proto,
+				       const struct wire_config *config)
 {
 	__u16 port = bpf_ntohs(v6 ? key->v6.dport : key->v4.dport);
 
-	return (__u16)(port - config->masquerade_min) < config->masquerade_count;
+	return (__u16)(port - config->masquerade_min) < config->masquerade_count ||
+	       proto == IPPROTO_SCTP;
 }
 
 /* Flows of datagrams move to another endpoint when theirs stops serving. TCP

@@ -146,9 +146,9 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 			count(REASON_FRAGMENT);
 		return ACT_PASS;
 	}
-	if (!vip && !to_masquerade_port(v6, &w->key, config))
-		return ACT_PASS;
 	proto = protocol(v6, &w->key);
+	if (!vip && !may_answer(v6, &w->key, proto, config))
+		return ACT_PASS;
 	syn = (w->packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	/* A flood is decided by the tuple alone: no flow is even looked for. */
 	if (syn && vip && too_many(scratch()))
