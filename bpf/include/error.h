@@ -23,7 +23,7 @@ static __always_inline enum act error_in(context_t *ctx, bool v6, struct passage
 	bool sent;
 
 	if (!f || !config || f->action == FLOW_ANSWER)
-		return ACT_PASS;
+		return unserved(w);
 	if (f->action == FLOW_TUNNEL) /* about an answer: for the node that sent that */
 		return send_on(ctx, v6, w, f);
 	sent = f->action != FLOW_DELIVER;
@@ -67,11 +67,13 @@ static __always_inline enum act tunnel_too_big(context_t *ctx, bool v6, struct p
 					       __u32 mtu)
 {
 	__u32 size = ip_header(v6), at = link_header + size + sizeof(struct icmp_header);
-	struct address end, endpoint;
 	struct request *r = scratch();
+	struct address end, endpoint;
+	__u32 frontend, backend;
 	struct flow *f;
 
-	if (!r || w->packet.l4 != link_header + size ||
+	if (!r || w->packet.l4 != link_header + size || mtu <= size ||
+	    w->packet.length < 3 * size + 2 * sizeof(struct icmp_header) ||
 	    !tunnelled_key(ctx, v6, at, &w->key, &end))
 		return ACT_PASS;
 	f = known_flow(v6, &w->key);
@@ -80,12 +82,14 @@ static __always_inline enum act tunnel_too_big(context_t *ctx, bool v6, struct p
 	endpoint = new_destination(v6, f);
 	if (!same_address(&endpoint, &end))
 		return ACT_PASS;
-	count_refusal(REASON_TOO_BIG, f->frontend, f->backend);
+	frontend = f->frontend;
+	backend = f->backend;
 	key_to_tuple(v6, &w->key, &r->tuple);
 	turn_round(&r->tuple, &r->to);
 	if (!find_way(ctx, &r->to, &r->way, v6, false) ||
 	    (ON_XDP && (!r->way.resolved || !can_send(ctx, r->way.ifindex))))
 		return ACT_PASS;
+	count_refusal(REASON_TOO_BIG, frontend, backend);
 	w->ifindex = r->way.ifindex;
 	w->gateway = r->way.gateway;
 	if (!cut(ctx, sizeof(struct icmp_header) + 2 * size, BPF_F_ADJ_ROOM_FIXED_GSO) ||

@@ -47,6 +47,14 @@ static __always_inline enum act drop_flow(const struct flow *f, enum reason why)
 	return ACT_DROP;
 }
 
+/* What nobody here serves is the stack's; but what came out of a tunnel must not
+ * reach it, with an address on it that is a VIP.
+ */
+static __always_inline enum act unserved(const struct passage *w)
+{
+	return w->tunnelled ? ACT_DROP : ACT_PASS;
+}
+
 static __always_inline bool maybe_vip(bool v6, const union tuple_key *key)
 {
 	struct tuple t = { .v6 = v6 };
@@ -104,9 +112,11 @@ static __always_inline void forget(bool v6, const struct flow *f, const union tu
 
 	if (!r)
 		return;
-	opposite_key(v6, f, protocol(v6, key), &r->key);
-	drop_established(v6, &r->key);
-	expel(v6, &r->key);
+	if (f->action != FLOW_TUNNEL) { /* its other direction is another node's */
+		opposite_key(v6, f, protocol(v6, key), &r->key);
+		drop_established(v6, &r->key);
+		expel(v6, &r->key);
+	}
 	drop_established(v6, key);
 	expel(v6, key);
 }

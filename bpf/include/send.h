@@ -134,7 +134,7 @@ static __always_inline enum act carry_out(context_t *ctx, bool v6, struct passag
 	case FLOW_TUNNEL:
 		return send_on(ctx, v6, w, f);
 	}
-	return ACT_PASS;
+	return unserved(w);
 }
 
 #endif

@@ -186,12 +186,14 @@ static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
 	struct tuple t = { .v6 = v6 };
 	struct fragment_key first;
 	union tuple_key named = {};
+	__u32 owner;
 
 	if (v6)
 		t.dst = in->key.v6.dst;
 	else
 		t.dst.w[3] = in->key.v4.dst;
-	if (may_be_vip(&t))
+	/* The filter alone says so of others' tunnels, too, now and then. */
+	if (may_be_vip(&t) && lookup_key(&t, &t.dst, 0, 0, &owner))
 		return true;
 	if (in->later) {
 		first.src = v6 ? in->key.v6.src : mapped(in->key.v4.src);
@@ -258,11 +260,19 @@ static __always_inline int open_tunnel(context_t *ctx, bool v6)
 	if (!r || ip + ip_header(v6) > packet_end(ctx))
 		return false;
 	if (v6) {
-		memcpy(&key.addr, &((struct ipv6hdr *)ip)->daddr, sizeof(key.addr));
+		struct ipv6hdr *ip6 = ip;
+
+		if (ip6->version != 6 ||
+		    cut_short(ctx, sizeof(*ip6) + bpf_ntohs(ip6->payload_len)))
+			return false;
+		memcpy(&key.addr, &ip6->daddr, sizeof(key.addr));
 	} else {
 		struct iphdr *ip4 = ip;
 
-		if (ip4->ihl != 5 || ip4->frag_off & bpf_htons(IP_OFFSET | IP_MF))
+		if (ip4->version != 4 || ip4->ihl != 5 ||
+		    ip4->frag_off & bpf_htons(IP_OFFSET | IP_MF) ||
+		    bpf_ntohs(ip4->tot_len) < sizeof(*ip4) ||
+		    cut_short(ctx, bpf_ntohs(ip4->tot_len)))
 			return false;
 		key.addr = mapped(ip4->daddr);
 	}

@@ -43,8 +43,7 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 		count_refusal(r->reason, r->frontend, NOBODY);
 		return refuse(ctx, v6, w);
 	}
-	/* What came out of a tunnel must not reach the stack with a VIP on it. */
-	return w->tunnelled ? ACT_DROP : ACT_PASS;
+	return unserved(w);
 }
 
 /* A flow that has no room among the established goes on where it is. */
@@ -137,14 +136,14 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 	if (w->packet.kind == PACKET_BROKEN)
 		count(REASON_MALFORMED);
 	if (w->packet.kind <= PACKET_BROKEN || !config)
-		return ACT_PASS;
+		return unserved(w);
 	vip = w->tunnelled || maybe_vip(v6, &w->key);
 	if (w->packet.kind == PACKET_ICMP)
 		return icmp_in(ctx, w, v6);
 	if (!follow_fragments(v6, w)) {
 		if (vip)
 			count(REASON_FRAGMENT);
-		return ACT_PASS;
+		return unserved(w);
 	}
 	proto = protocol(v6, &w->key);
 	if (!vip && !may_answer(v6, &w->key, proto, config))
