@@ -25,6 +25,8 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 	struct tuple5 *t = &r->to;
 	struct way *w = &r->way;
 
+	if (v6 && link_local(&r->tuple.src))
+		return false;
 	if (hop && hop->route_generation == config->route_generation &&
 	    hop->backend_generation == (__u16)r->backend.generation) {
 		w->ifindex = hop->ifindex;
@@ -250,6 +252,8 @@ static __always_inline int decide(context_t *ctx, struct request *r, bool v6)
 		       r->inside ? decide_refuse(r, REASON_NO_SUCH_PORT) :
 				   decide_drop(r, REASON_CLUSTER_IP_OUTSIDE);
 	case FOUND_PUBLISHED:
+		if (no_client(v6, &r->tuple.src))
+			return decide_drop(r, REASON_SPOOFED);
 		return decide_refuse(r, REASON_NO_SUCH_PORT);
 	case FOUND_NO_SERVICE:
 	case FOUND_NOTHING:

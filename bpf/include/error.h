@@ -59,6 +59,20 @@ static __always_inline bool is_published(bool v6, const union tuple_key *key)
 	return lookup_key(&t, &t.dst, 0, 0, &owner) && owner == ADDRESS_PUBLISHED;
 }
 
+/* An echo request that nobody else would answer. */
+static __always_inline enum act echo(context_t *ctx, bool v6, struct passage *w)
+{
+	struct address src = v6 ? w->key.v6.src : mapped(w->key.v4.src);
+
+	if (!is_published(v6, &w->key))
+		return unserved(w);
+	if (no_client(v6, &src)) {
+		count_refusal(REASON_SPOOFED, NOBODY, NOBODY);
+		return ACT_DROP;
+	}
+	return make_echo_reply(ctx, v6, w->packet.l4) ? ACT_BACK : ACT_PASS;
+}
+
 /* A router says that a packet of ours in a tunnel is too large for its link: the
  * client is told, of the packet that it sent, as if it had come from the VIP.
  * What such a router sends back may end with the inner packet's ports.
@@ -121,14 +135,8 @@ static __noinline int icmp_in(context_t *ctx, struct passage *w, bool v6)
 	if (is_error(v6, type))
 		return v6 ? error_in(ctx, true, w) : error_in(ctx, false, w);
 	if (type != (v6 ? ICMP6_ECHO : ICMP_ECHO))
-		return ACT_PASS;
-	if (v6)
-		return is_published(true, &w->key) && make_echo_reply(ctx, true, w->packet.l4) ?
-			       ACT_BACK :
-			       ACT_PASS;
-	return is_published(false, &w->key) && make_echo_reply(ctx, false, w->packet.l4) ?
-		       ACT_BACK :
-		       ACT_PASS;
+		return unserved(w);
+	return v6 ? echo(ctx, true, w) : echo(ctx, false, w);
 }
 
 /* An error that a pod here sends, or the node about a pod's packet. */

@@ -107,6 +107,14 @@ static __always_inline bool no_client(bool v6, const struct address *a)
 	       ((a->w[0] | a->w[1] | a->w[2]) == 0 && bpf_ntohl(a->w[3]) <= 1);
 }
 
+/* Such a source stays on its link: no router passes on what it sends (RFC 4291,
+ * 2.5.6), and no answer from elsewhere would find it.
+ */
+static __always_inline bool link_local(const struct address *a)
+{
+	return (bpf_ntohl(a->w[0]) & 0xffc00000) == 0xfe800000;
+}
+
 /* Counts new flows of this CPU; true when there are too many to write down. */
 static __always_inline bool flooded(void)
 {
