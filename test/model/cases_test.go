@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Needs root and Linux 6.1.
+
+package model
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+)
+
+// Packets with which programs and model once differed, each with what is right.
+// The model is asked as well.
+
+const (
+	client4, client6 = "198.51.100.1", "2001:db8:100::1"
+	web4, web6       = "203.0.2.10", "2001:db8:2::a" // endpoints everywhere
+)
+
+func tuple(src, dst string, proto uint8) Tuple {
+	return Tuple{netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst), proto}
+}
+
+// after plays packets that all come in by the first device, from an empty
+// memory, on programs and model alike, and returns what became of the last.
+func (l *lab) after(t *testing.T, hook Hook, packets ...[]byte) Outcome {
+	t.Helper()
+	var events []event
+	for _, ip := range packets {
+		events = append(events, event{Arrival: Arrival{Hook: hook, Device: l.cluster.Devices[0], Frame: onLink(l.cluster.Devices[0].MAC, ip)}})
+	}
+	var last Outcome
+	l.saw = func(_ Arrival, o Outcome) { last = o }
+	defer func() { l.saw = nil }()
+	if err := l.again(1, events); err != nil {
+		t.Fatal(err)
+	}
+	return last
+}
+
+// requests, whole and right.
+func request(t Tuple) *shape { return &shape{tuple: t, ttl: 64, flags: SYN} }
+
+func (s *shape) expiring() *shape           { s.ttl = 1; return s }
+func (s *shape) carrying(n int) *shape      { s.payload = make([]byte, n); return s }
+func (s *shape) saying(icmp ...byte) *shape { s.icmp = icmp; return s }
+
+// inTunnel puts a packet into one to an endpoint here.
+func inTunnel(ip []byte) []byte {
+	return append(ipHeader(ipInIP, otherNode(false), podAddr("here1", false), len(ip)), ip...)
+}
+
+// longer says that a packet is longer than it is.
+func longer(ip []byte) []byte { ip[3]++; return ip }
+
+// To "remote", 203.0.2.13 and 2001:db8:2::d, only clients inside are let, and
+// its one endpoint is elsewhere; that of "lost", 2001:db8:2::10, has no route.
+var cases = []struct {
+	name    string
+	packets [][]byte
+	verdict Verdict // of the last packet
+	reason  Reason
+}{
+	{"the first fragment's sender is told that it expired",
+		fragment(request(tuple("10.1.1.9:1025", "203.0.2.13:80", UDP)).carrying(64).expiring().packet(), 7, 48)[:1], Back, Expired},
+	{"nobody is told about a later fragment",
+		fragment(request(tuple("10.1.1.9:1025", "203.0.2.13:80", UDP)).carrying(64).expiring().packet(), 7, 48), Drop, Expired},
+	{"loopback is not answered",
+		[][]byte{request(tuple("127.0.0.1:0", web4+":0", ICMP)).saying(8, 0, 0, 0, 0, 1, 0, 1).packet()}, Drop, Spoofed},
+	{"everybody is not answered",
+		[][]byte{request(tuple("255.255.255.255:0", web4+":0", ICMP)).saying(8, 0, 0, 0, 0, 1, 0, 1).packet()}, Drop, Spoofed},
+	{"a group is not told that there is no such port",
+		[][]byte{request(tuple("[ff02::1]:1025", "["+web6+"]:81", UDP)).packet()}, Drop, Spoofed},
+	{"a link-local client finds no way past its link",
+		[][]byte{request(tuple("[fe80::1]:1025", "[2001:db8:2::10]:80", UDP)).packet()}, Drop, NoRoute},
+	{"an ICMP message shorter than its header is malformed, whatever follows",
+		[][]byte{append(request(tuple("["+client6+"]:0", "["+web6+"]:0", ICMPv6)).saying(128, 0, 0, 0, 1, 2, 3).packet(), 0, 0)}, Pass, Malformed},
+	{"an answer over SCTP is known by any port",
+		[][]byte{request(tuple("10.1.1.9:1025", "203.0.2.13:9", SCTP)).packet(), request(tuple("10.1.1.1:9", "172.16.0.1:1025", SCTP)).packet()}, Send, None},
+	{"what is malformed in a tunnel does not reach the stack",
+		[][]byte{inTunnel(longer(request(tuple(client4+":1025", "203.0.2.20:80", TCP)).packet()))}, Drop, Malformed},
+}
+
+func TestPacketsThatOnceWentWrong(t *testing.T) {
+	l := newLab(t)
+	for _, c := range cases {
+		for _, hook := range []Hook{XDP, Ingress} {
+			if o := l.after(t, hook, c.packets...); o.Verdict != c.verdict || o.Reason != c.reason {
+				t.Errorf("%s: %s: %s and reason %d, want %s and %d", c.name, hook, o.Verdict, o.Reason, c.verdict, c.reason)
+			}
+		}
+	}
+}
+
+// An error that does not name the flow helps nobody.
+func TestTooBigNamesThePortsBehindAFragmentHeader(t *testing.T) {
+	l := newLab(t)
+	s := request(tuple("[fd00:1:1::9]:1025", "[2001:db8:2::d]:80", UDP)).carrying(1600)
+	o := l.after(t, Ingress, fragment(s.packet(), 7, 1480)[0])
+	if o.Verdict != Back || o.Reason != TooBig {
+		t.Fatalf("%s and reason %d", o.Verdict, o.Reason)
+	}
+	ports := o.Frame[link+40+8+40+8:]
+	if src, dst := binary.BigEndian.Uint16(ports), binary.BigEndian.Uint16(ports[2:]); src != 1025 || dst != 80 {
+		t.Errorf("ports %d and %d", src, dst)
+	}
+}
+
+// The ways to endpoints are kept by the endpoints' ids, which are used again.
+func TestAnEndpointWithAFormerIDHasAWayOfItsOwn(t *testing.T) {
+	l := newLab(t)
+	var requests [][]byte
+	for _, set := range l.cluster.sets {
+		for _, proto := range []uint8{TCP, UDP, SCTP} {
+			vip := withPort(set.spec.address(ClusterIP, false), set.spec.port(proto, ClusterIP))
+			for i := range 8 {
+				client := withPort(netip.AddrFrom4([4]byte{10, 1, 1, byte(9 + i)}), 1025)
+				requests = append(requests, request(Tuple{client, vip, proto}).packet())
+			}
+		}
+	}
+	l.after(t, Ingress, requests...)
+	for _, set := range l.cluster.sets {
+		for i := range set.spec.endpoints {
+			set.demote(i, Dead)
+		}
+	}
+	if err := l.apply(l.cluster.sets...); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.reconciler.RecycleNow(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range l.cluster.sets {
+		set := l.cluster.sets[len(l.cluster.sets)-1-i]
+		set.revive()
+		if err := l.apply(set); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.after(t, Ingress, requests...)
+}
