@@ -28,11 +28,12 @@ var suites = []suite{
 	// Its property tests draw histories of objects; which kernel holds the
 	// tables matters little to them, and each map costs much under emulation.
 	{Package: "pkg/reconcile", Args: []string{"-rapid.checks=10"}},
+	{Package: "test/model", Args: []string{"-test.short", "-packets=5000"}},
 	{Package: "cmd/portolan"},
 	{Package: "test/world"},
 	{Package: "test/e2e"},
 	// The guest has no nginx.
-	{Package: "test/wire", Args: []string{"-test.short", "-test.skip=Nginx", "-packets=20000"}},
+	{Package: "test/wire", Args: []string{"-test.short", "-test.skip=Nginx"}},
 }
 
 // choose finds the suites of the given packages, or all for none.
