@@ -24,9 +24,9 @@ const (
 	bucketEntries = uint32(len(bpf.LbFrontend4Bucket{}.Tags))
 	// probesMax is PROBES_MAX of bpf/include/types.h.
 	probesMax = 8
-	// entriesPerBucket is what a table is meant to hold, half of its places: of a
-	// million entries that come to a table four fifths as full, where tables
-	// grow, some thousandths find no place.
+	// entriesPerBucket is what a table is meant to hold: half of its places. At
+	// four fifths of that, where tables grow, 98 of 100 entries stand in their
+	// first bucket, and one of some hundred millions finds no place.
 	entriesPerBucket = 2
 
 	entryUsed    = uint64(bpf.LbEntryMarkENTRY_USED)
