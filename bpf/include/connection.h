@@ -25,8 +25,10 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 	struct tuple5 *t = &r->to;
 	struct way *w = &r->way;
 
-	if (v6 && link_local(&r->tuple.src))
+	if (v6 && link_local(&r->tuple.src)) {
+		w->inward = false;
 		return false;
+	}
 	if (hop && hop->route_generation == config->route_generation &&
 	    hop->backend_generation == (__u16)r->backend.generation) {
 		w->ifindex = hop->ifindex;
