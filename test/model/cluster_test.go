@@ -41,11 +41,12 @@ type spec struct {
 // neighbour that is not resolved, and without a route.
 var pods = map[string]string{
 	"here1": "0 1", "here2": "0 2", "there1": "1 1", "there2": "1 2", "small": "2 1", "silent": "3 1", "lost": "4 1",
+	"unnamed": "0 3", // here, but its slice does not say so
 }
 
 var specs = []spec{
 	{name: "web", last: 10, endpoints: []string{"here1", "here2", "there1", "there2", "small", "silent"}, sctpPort: 9},
-	{name: "affine", last: 11, endpoints: []string{"here1", "here2", "there1", "there2"}, affinity: true, sctpPort: 9},
+	{name: "affine", last: 11, endpoints: []string{"here1", "here2", "there1", "there2", "unnamed"}, affinity: true, sctpPort: 9},
 	{name: "local", last: 12, endpoints: []string{"here1", "here2", "there1"}, local: true, sctpPort: 9},
 	{name: "remote", last: 13, endpoints: []string{"there1"}, local: true, sctpPort: 9},
 	{name: "empty", last: 14, sctpPort: 9},
@@ -53,11 +54,12 @@ var specs = []spec{
 	{name: "lost", last: 16, endpoints: []string{"lost"}, sctpPort: 9},
 	{name: "inner", last: 17, endpoints: []string{"here2", "there2"}, clusterIP: true, sctpPort: 9},
 	{name: "sctp", last: 18, endpoints: []string{"here1", "there1"}, sctpPort: 99},
+	{name: "unnamed", last: 24, endpoints: []string{"unnamed"}, sctpPort: 9},
 	{name: "twin", last: 19, endpoints: []string{"here1", "there1"}, sctpPort: 9},
-	{name: "direct", last: 20, endpoints: []string{"here1", "here2", "there1", "there2", "small", "silent"}, sctpPort: 9, forwarding: service.DSR},
+	{name: "direct", last: 20, endpoints: []string{"here1", "here2", "there1", "there2", "small", "silent", "unnamed"}, sctpPort: 9, forwarding: service.DSR},
 	{name: "hybrid", last: 21, endpoints: []string{"here1", "there1"}, guarded: true, sctpPort: 9, forwarding: service.Hybrid},
 	{name: "maglev", last: 22, endpoints: []string{"here1", "here2", "there1"}, sctpPort: 9, algorithm: service.Maglev},
-	{name: "direct-maglev", last: 23, endpoints: []string{"here2", "there1", "there2"}, sctpPort: 9, forwarding: service.DSR, algorithm: service.Maglev},
+	{name: "direct-maglev", last: 23, endpoints: []string{"here2", "there1", "unnamed"}, sctpPort: 9, forwarding: service.DSR, algorithm: service.Maglev},
 }
 
 func v4(format string, args ...any) netip.Addr {
@@ -67,7 +69,7 @@ func v4(format string, args ...any) netip.Addr {
 func newCluster() *cluster {
 	c := &cluster{World: &World{FirstPort: 50000, LastPort: 50199}}
 	for i := range 3 {
-		c.Devices = append(c.Devices, &Device{XDPTarget: i < 2})
+		c.Devices = append(c.Devices, &Device{XDPTarget: i < 2, Inward: i == 2})
 	}
 	outside, nodes, own := c.Devices[0], c.Devices[1], c.Devices[2]
 	for _, six := range []bool{false, true} {
@@ -132,6 +134,16 @@ func podAddr(name string, six bool) netip.Addr {
 
 // guard are the clients that a guarded Service admits.
 var guard = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25"), netip.MustParsePrefix("2001:db8:100::/65")}
+
+// set is the Service of a name.
+func (c *cluster) set(name string) *set {
+	for _, s := range c.sets {
+		if s.spec.name == name {
+			return s
+		}
+	}
+	panic("no Service " + name)
+}
 
 // addresses of a Service by kind.
 func (s spec) address(kind Kind, six bool) netip.Addr {
@@ -232,8 +244,11 @@ func (s *set) slices() []*service.EndpointSlice {
 		}
 		for _, e := range s.ports[3*i].Endpoints {
 			node := "there"
-			if e.Here {
+			switch {
+			case e.Here:
 				node = "here"
+			case e.Addr.Addr() == podAddr("unnamed", family == service.IPv6):
+				node = ""
 			}
 			slice.Endpoints = append(slice.Endpoints, service.Endpoint{Addr: e.Addr.Addr(), NodeName: node,
 				Ready: e.State == Active, Serving: e.State != Dead, Terminating: e.State != Active})

@@ -166,6 +166,9 @@ func (m *Model) unreachable(t Tuple, f *flow, o offer) Reason {
 	if t.Src.Addr().Is6() && t.Src.Addr().IsLinkLocalUnicast() {
 		way = nil // what is link-local is not passed on (RFC 4291, 2.5.6)
 	}
+	if !f.endpoint.Here && !own && way != nil && way.Device.Inward && !m.World.MasqueradeAll {
+		f.action = deliver // here all the same
+	}
 	switch {
 	case f.action == deliver:
 	case way != nil:

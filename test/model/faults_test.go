@@ -221,51 +221,51 @@ var misled = []struct {
 	lie  func(c *cluster) (truth func())
 }{
 	{"a Service of all endpoints is Local", func(c *cluster) func() {
-		for _, p := range c.sets[0].ports {
+		for _, p := range c.set("web").ports {
 			p.Local = true
 		}
 		return func() {
-			for _, p := range c.sets[0].ports {
+			for _, p := range c.set("web").ports {
 				p.Local = false
 			}
 		}
 	}},
 	{"a guarded Service is open", func(c *cluster) func() {
-		for _, p := range c.sets[5].ports {
+		for _, p := range c.set("guarded").ports {
 			p.Sources = nil
 		}
 		return func() {
-			for _, p := range c.sets[5].ports {
+			for _, p := range c.set("guarded").ports {
 				p.Sources = guard
 			}
 		}
 	}},
 	{"clients stay with their endpoints", func(c *cluster) func() {
-		for _, p := range c.sets[0].ports {
+		for _, p := range c.set("web").ports {
 			p.Affinity = true
 		}
 		return func() {
-			for _, p := range c.sets[0].ports {
+			for _, p := range c.set("web").ports {
 				p.Affinity = false
 			}
 		}
 	}},
 	{"a Service is not answered directly", func(c *cluster) func() {
-		for _, p := range c.sets[10].ports {
+		for _, p := range c.set("direct").ports {
 			p.Direct = false
 		}
 		return func() {
-			for _, p := range c.sets[10].ports {
+			for _, p := range c.set("direct").ports {
 				p.Direct = true
 			}
 		}
 	}},
 	{"mid-flow TCP is served", func(c *cluster) func() {
-		for _, p := range c.sets[0].ports {
+		for _, p := range c.set("web").ports {
 			p.Maglev = true
 		}
 		return func() {
-			for _, p := range c.sets[0].ports {
+			for _, p := range c.set("web").ports {
 				p.Maglev = false
 			}
 		}

@@ -66,7 +66,7 @@ func newLab(t *testing.T) *lab {
 		n.NodePortAddrs[a] = false
 	}
 	for _, d := range l.cluster.Devices {
-		own := reconcile.Device{Index: d.Index, XDPTarget: d.XDPTarget}
+		own := reconcile.Device{Index: d.Index, XDPTarget: d.XDPTarget, Inward: d.Inward}
 		for _, r := range l.cluster.Routes { // for kernels that do not tell
 			switch {
 			case r.Device != d || !r.OnlyAddress:

@@ -89,6 +89,7 @@ type Device struct {
 	Index     uint32
 	MAC       [6]byte
 	XDPTarget bool // takes frames from XDP programs of other devices
+	Inward    bool // leads to what is on this node
 }
 
 // Route leads to a network. Of those that fit the longest counts.
