@@ -101,7 +101,7 @@ __noinline int source_routed(context_t *ctx)
 	for (int i = 0; i < MAX_OPTIONS && at < end; i++) {
 		__u8 *option = packet_start(ctx) + link_header + (at & 63);
 
-		if ((void *)(option + 2) > packet_end(ctx))
+		if ((void *)(option + 1) > packet_end(ctx))
 			return true;
 		if (option[0] == IPOPT_END)
 			return false;
@@ -109,7 +109,8 @@ __noinline int source_routed(context_t *ctx)
 			at++;
 			continue;
 		}
-		if (option[0] == IPOPT_LSRR || option[0] == IPOPT_SSRR || option[1] < 2)
+		if (option[0] == IPOPT_LSRR || option[0] == IPOPT_SSRR ||
+		    (void *)(option + 2) > packet_end(ctx) || option[1] < 2)
 			return true;
 		at += option[1];
 	}

@@ -51,6 +51,15 @@ func inTunnel(ip []byte) []byte {
 	return append(ipHeader(ipInIP, otherNode(false), podAddr("here1", false), len(ip)), ip...)
 }
 
+// empty4 is a later fragment with no-operations and without data.
+func empty4(s *shape) []byte {
+	s.options = []byte{1, 1, 1, 1}
+	ip := s.packet()[:24]
+	ip[3], ip[7] = 24, 21
+	fix(ip)
+	return ip
+}
+
 // longer says that a packet is longer than it is.
 func longer(ip []byte) []byte { ip[3]++; return ip }
 
@@ -78,6 +87,8 @@ var cases = []struct {
 		[][]byte{request(tuple("[fe80::1]:1025", "[2001:db8:2::18]:80", UDP)).packet()}, Drop, NoRoute},
 	{"an endpoint whose slice names no node is found here",
 		[][]byte{request(tuple("[2001:db8:100::1]:1025", "[2001:db8:2::18]:80", UDP)).packet()}, Pass, None},
+	{"the last byte of a packet may be an option",
+		[][]byte{empty4(request(tuple(client4+":1025", web4+":80", UDP)))}, Pass, Fragment},
 	{"an ICMP message shorter than its header is malformed, whatever follows",
 		[][]byte{append(request(tuple("["+client6+"]:0", "["+web6+"]:0", ICMPv6)).saying(128, 0, 0, 0, 1, 2, 3).packet(), 0, 0)}, Pass, Malformed},
 	{"an answer over SCTP is known by any port",
