@@ -87,7 +87,7 @@ func TestPortsOfSilentFlowsAreUsedAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		err := world.Wait(4*short, func() error {
+		err := world.Wait(15*short, func() error {
 			report, err := s.client.DialMany("udp", addr, ports/2, world.Timeout(impatient))
 			if err == nil && report.Failed > 0 {
 				err = fmt.Errorf("%d of %d failed", report.Failed, report.Total)
