@@ -27,6 +27,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
 )
 
 // Sandbox is a pod that runs.
@@ -75,23 +76,38 @@ func New(client kubernetes.Interface, node Node, runtime Runtime, log *slog.Logg
 func (k *Kubelet) Register(ctx context.Context) error {
 	nodes := k.client.CoreV1().Nodes()
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: k.node.Name, Labels: k.node.Labels}}
-	created, err := nodes.Create(ctx, node, metav1.CreateOptions{})
-	if err != nil {
+	if _, err := nodes.Create(ctx, node, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("create node %s: %w", k.node.Name, err)
 	}
-	now := metav1.Now()
-	created.Status.Conditions = []corev1.NodeCondition{{
-		Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady",
-		LastHeartbeatTime: now, LastTransitionTime: now,
-	}}
-	for _, a := range k.node.Addresses {
-		created.Status.Addresses = append(created.Status.Addresses,
-			corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
-	}
-	if _, err := nodes.UpdateStatus(ctx, created, metav1.UpdateOptions{}); err != nil {
+	// A controller may have changed the new object already.
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		created, err := nodes.Get(ctx, k.node.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		created.Status.Conditions, created.Status.Addresses = k.conditions(), k.addresses()
+		_, err = nodes.UpdateStatus(ctx, created, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("update status of node %s: %w", k.node.Name, err)
 	}
 	return nil
+}
+
+func (k *Kubelet) conditions() []corev1.NodeCondition {
+	now := metav1.Now()
+	return []corev1.NodeCondition{{
+		Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady",
+		LastHeartbeatTime: now, LastTransitionTime: now,
+	}}
+}
+
+func (k *Kubelet) addresses() (out []corev1.NodeAddress) {
+	for _, a := range k.node.Addresses {
+		out = append(out, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+	}
+	return out
 }
 
 // Run runs pods until ctx ends, then stops those that still run.
