@@ -65,9 +65,13 @@ func TestNothingFailsWhileTablesGrow(t *testing.T) {
 	both(t, func(t *testing.T, s *stage) {
 		s.serve(webService(), s.near[0], s.far[0])
 		before := s.here.reconciler.Tables().Sizes()
+		count := 3000
+		if testing.Short() { // each doubling loads all programs anew, slow under emulation
+			count = 1200
+		}
 		s.hammered(func() {
 			u := compile.Update{Services: map[service.Name]*service.Service{}}
-			for i := range 3000 {
+			for i := range count {
 				name := service.Name{Namespace: "many", Name: fmt.Sprintf("s%d", i)}
 				u.Services[name] = &service.Service{
 					Name: name, Type: service.ClusterIP,
