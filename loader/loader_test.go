@@ -197,3 +197,27 @@ func TestEveryRequiredFeatureOfThisKernelIsFound(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Programs are loaded anew for the tables that they have when a constant of
+// theirs changes.
+func TestTheSameTablesMayBeAttachedAgain(t *testing.T) {
+	cfg := place(t)
+	l := open(t, cfg)
+	defer l.Close()
+	set := tablesFor(t)
+	for range 3 {
+		if err := l.Attach(set); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range set.Names() {
+		if _, err := os.Stat(filepath.Join(TableDir(cfg.BPFFSRoot), name)); err != nil {
+			t.Errorf("table %s: %v", name, err)
+		}
+	}
+	found, err := l.Adopt()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found.Close()
+}

@@ -296,7 +296,13 @@ func pin(m *ebpf.Map, path string) error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove left-over pin: %w", err)
 	}
-	if err := m.Pin(tmp); err != nil {
+	// A map remembers where it was pinned, and would move that pin.
+	again, err := m.Clone()
+	if err != nil {
+		return fmt.Errorf("pin table at %s: %w", tmp, err)
+	}
+	defer again.Close()
+	if err := again.Pin(tmp); err != nil {
 		return fmt.Errorf("pin table at %s: %w", tmp, err)
 	}
 	if err := os.Rename(tmp, path); err != nil {

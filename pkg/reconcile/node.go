@@ -167,21 +167,31 @@ func (r *Reconciler) applyCIDRs(want []netip.Prefix) error {
 	config := r.set.NodeConfig.At(0)
 	active := config.ActiveCidrs & 1
 	fresh := cidrSet(want)
-	if fresh == config.Cidrs[active] {
-		return nil
+	if fresh != config.Cidrs[active] {
+		if err := r.quiesce(); err != nil {
+			return err
+		}
+		config.Cidrs[1-active] = fresh
+		r.set.NodeConfig.Store32(0, maps.NodeConfigCIDRs, 1-active)
 	}
-	if err := r.quiesce(); err != nil {
-		return err
-	}
-	config.Cidrs[1-active] = fresh
-	r.set.NodeConfig.Store32(0, maps.NodeConfigCIDRs, 1-active)
-	if !r.attached || maps.CoverOf(&fresh) == maps.CoverOf(&config.Cidrs[active]) {
+	if !r.attached || maps.CoverOf(&fresh) == r.cover {
 		return nil
 	}
 	// Programs have it as constants.
-	if err := r.cfg.Attach(r.set); err != nil {
+	if err := r.loadPrograms(r.set); err != nil {
 		return fmt.Errorf("load programs for the service CIDRs %v: %w", want, err)
 	}
+	return nil
+}
+
+// loadPrograms has programs loaded for a set of tables, and remembers for which
+// service CIDRs.
+func (r *Reconciler) loadPrograms(set *maps.Set) error {
+	if err := r.cfg.Attach(set); err != nil {
+		return err
+	}
+	config := set.NodeConfig.At(0)
+	r.cover = maps.CoverOf(&config.Cidrs[config.ActiveCidrs&1])
 	return nil
 }
 

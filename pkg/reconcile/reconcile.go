@@ -51,9 +51,10 @@ type Reconciler struct {
 	mu        sync.Mutex
 	draft     *maps.Draft // becomes the first set
 	set       *maps.Set
-	live      bool   // programs may be reading the tables
-	attached  bool   // they are this agent's
-	found     *found // what is left to adopt; nil once that is over
+	live      bool       // programs may be reading the tables
+	attached  bool       // they are this agent's
+	cover     maps.Cover // that the programs were loaded with
+	found     *found     // what is left to adopt; nil once that is over
 	ports     map[compile.PortID]*port
 	frontends map[compile.FrontendKey]*frontend
 	addresses map[netip.Addr]*addressUse
@@ -194,7 +195,7 @@ func (r *Reconciler) attach() error {
 	if err := r.applyNode(r.node); err != nil {
 		return err
 	}
-	if err := r.cfg.Attach(r.set); err != nil {
+	if err := r.loadPrograms(r.set); err != nil {
 		return err
 	}
 	r.attached, r.live = true, true

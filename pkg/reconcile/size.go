@@ -127,7 +127,7 @@ func (r *Reconciler) growTo(want maps.Sizes) error {
 		r.refillFilter()
 	}
 	if r.attached {
-		if err := r.cfg.Attach(grown); err != nil {
+		if err := r.loadPrograms(grown); err != nil {
 			r.set = old
 			grown.Close()
 			return fmt.Errorf("switch to larger tables: %w", err)
