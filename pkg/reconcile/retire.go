@@ -87,6 +87,8 @@ func (r *Reconciler) recycleNow() error {
 	if err := r.cfg.Wait(); err != nil {
 		return fmt.Errorf("recycle freed entries: %w", err)
 	}
+	// Places in the frontends tables are given back by whoever alone writes there.
+	r.inserting.Wait()
 	r.giveBack(r.retired)
 	r.retired = nil
 	return nil
