@@ -67,6 +67,7 @@ type Agent struct {
 	node        service.Node
 	facts       node.Facts
 	links       []node.Link
+	xdpTargets  map[int]bool // links by index, that XDP programs may redirect to
 	devices     []loader.DeviceStatus
 	flows       uint32 // entries of the flow tables at the last sweep
 	cidrs       []netip.Prefix

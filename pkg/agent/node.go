@@ -28,9 +28,10 @@ func (a *Agent) readNode() {
 		return
 	}
 	a.problems.set("node", nil)
+	targets := a.readXDPTargets(links)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.facts, a.links = facts, links
+	a.facts, a.links, a.xdpTargets = facts, links, targets
 	a.problems.set("forwarding", a.forwardingProblems())
 }
 

@@ -48,7 +48,6 @@ func (a *Agent) applyDevices() {
 
 // wireDevices is what the wire programs have to know of the links.
 func (a *Agent) wireDevices() []reconcile.Device {
-	targets := a.xdpTargets()
 	outward := map[int]bool{}
 	for _, l := range node.Outward(a.links, a.cfg.Options.Devices) {
 		outward[l.Index] = true
@@ -57,7 +56,7 @@ func (a *Agent) wireDevices() []reconcile.Device {
 	for i := range a.links {
 		l := &a.links[i]
 		d := reconcile.Device{Index: uint32(l.Index), NoLinkHeader: !l.LinkHeader, Source4: a.facts.Source4, Source6: a.facts.Source6}
-		d.XDPTarget, d.Inward = targets[l.Index], !outward[l.Index]
+		d.XDPTarget, d.Inward = a.xdpTargets[l.Index], !outward[l.Index]
 		for _, addr := range l.Addrs {
 			if addr.Is4() {
 				d.Source4 = addr
@@ -70,15 +69,15 @@ func (a *Agent) wireDevices() []reconcile.Device {
 	return out
 }
 
-// xdpTargets are the outward devices that XDP programs may redirect frames to.
-// One that cannot be asked about is none: tc sends by it.
-func (a *Agent) xdpTargets() map[int]bool {
+// readXDPTargets finds the outward devices that XDP programs may redirect frames
+// to. One that cannot be asked about is none: tc sends by it.
+func (a *Agent) readXDPTargets(links []node.Link) map[int]bool {
 	out := map[int]bool{}
 	if a.cfg.Options.XDP == string(loader.XDPDisabled) {
 		return out
 	}
 	var errs []error
-	for _, l := range node.Outward(a.links, a.cfg.Options.Devices) {
+	for _, l := range node.Outward(links, a.cfg.Options.Devices) {
 		takes, err := node.XDPTarget(l.Index)
 		out[l.Index] = takes
 		errs = append(errs, err)
