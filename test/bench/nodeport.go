@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
-
 	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/compile"
@@ -68,10 +66,11 @@ func nodePort(*bed) (figures []figure, err error) {
 	defer stop()
 	direct := paths.Way{Addr: netip.AddrPortFrom(pod.IPv4(), 8080).String(), Server: datagrams}
 	through := paths.Way{Addr: netip.AddrPortFrom(n.IPv4(), 30080).String(), Server: datagrams}
+	pods, _ := n.PodCIDRs()
+	if err := client.RouteBy(n, pods.String()); err != nil {
+		return nil, err
+	}
 	err = client.Do(func() error {
-		if err := routeTo(n); err != nil {
-			return err
-		}
 		r, err := paths.Open(rounds, "udp4", direct, through, paths.PingPong)
 		if err != nil {
 			return fmt.Errorf("UDP ping-pong: %w", err)
@@ -86,12 +85,6 @@ func nodePort(*bed) (figures []figure, err error) {
 		return nil
 	})
 	return figures, err
-}
-
-// routeTo makes this namespace send to the node's pods by the node.
-func routeTo(n *world.Node) error {
-	pods, _ := n.PodCIDRs()
-	return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: pods.Addr().AsSlice(), Mask: net.CIDRMask(pods.Bits(), 32)}, Gw: n.IPv4().AsSlice()})
 }
 
 // serveNodePort does what an agent does on a node with one Service.

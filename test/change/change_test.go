@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
@@ -132,31 +131,37 @@ func TestXDPRedirectsFramesBetweenDevices(t *testing.T) {
 	kernel.Need(t, kernel.XDPFeatures)
 	t.Parallel()
 	s := newStage(t, "--xdp", "native")
-	counters := map[string]*ebpf.Map{}
+	var counters []*world.Counter
 	s.must(s.here.Do(func() error {
 		for _, device := range []string{"eth0", "eth1"} {
-			calls, err := s.count(device)
+			c, err := s.count(device)
 			if err != nil {
 				return err
 			}
-			counters[device] = calls
+			counters = append(counters, c)
 		}
 		return nil
 	}))
+	seen := func() (n uint64) {
+		for _, c := range counters {
+			n += world.Must(c.Count())(t)
+		}
+		return n
+	}
 	for _, addr := range s.nodePorts() {
 		for _, proto := range []string{"tcp", "udp"} {
 			conn, r := s.client.Open(proto, addr, world.Timeout(lenient))
 			s.must(r.Err())
 			// It may take the agents a moment to see what the devices can do.
 			s.eventually(func() error {
-				before := calls(t, counters["eth0"]) + calls(t, counters["eth1"])
+				before := seen()
 				const exchanges = 50
 				for range exchanges {
 					if r := conn.Exchange(); r.Err() != nil {
 						return r.Err()
 					}
 				}
-				if n := calls(t, counters["eth0"]) + calls(t, counters["eth1"]) - before; n > exchanges/2 {
+				if n := seen() - before; n > exchanges/2 {
 					return fmt.Errorf("%s %s: tc saw %d packets of %d requests and their answers", proto, addr, n, exchanges)
 				}
 				return nil
@@ -167,47 +172,22 @@ func TestXDPRedirectsFramesBetweenDevices(t *testing.T) {
 }
 
 // count counts packets that reach tc ingress of a device.
-func (s *stage) count(device string) (*ebpf.Map, error) {
+func (s *stage) count(device string) (*world.Counter, error) {
 	dev, err := net.InterfaceByName(device)
 	if err != nil {
 		return nil, err
 	}
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	c, err := world.NewCounter(ebpf.SchedCLS, ebpf.AttachNone, -1 /* TCX_NEXT */)
 	if err != nil {
 		return nil, err
 	}
-	s.t.Cleanup(func() { m.Close() })
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
-		asm.Mov.Imm(asm.R1, 0),
-		asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word),
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, -4),
-		asm.LoadMapPtr(asm.R1, m.FD()),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "end"),
-		asm.Mov.Imm(asm.R1, 1),
-		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-		asm.Mov.Imm(asm.R0, -1 /* TCX_NEXT */).WithSymbol("end"),
-		asm.Return(),
-	}})
-	if err != nil {
-		return nil, err
-	}
-	defer program.Close()
-	l, err := link.AttachTCX(link.TCXOptions{Interface: dev.Index, Program: program, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+	s.t.Cleanup(func() { c.Close() })
+	l, err := link.AttachTCX(link.TCXOptions{Interface: dev.Index, Program: c.Program, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
 	if err != nil {
 		return nil, err
 	}
 	s.t.Cleanup(func() { l.Close() })
-	return m, nil
-}
-
-func calls(t *testing.T, m *ebpf.Map) (n uint64) {
-	t.Helper()
-	if err := m.Lookup(uint32(0), &n); err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return c, nil
 }
 
 // Pods whose sockets no program sees, as virtual machines', are served by their

@@ -18,7 +18,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,18 +34,12 @@ var agentPath string
 
 func TestMain(m *testing.M) {
 	world.Main()
-	dir, err := os.MkdirTemp("", "portolan-change")
-	if err == nil {
-		agentPath = filepath.Join(dir, "portolan-agent")
-		var out []byte
-		if out, err = exec.Command("go", "build", "-o", agentPath, "../../cmd/portolan-agent").CombinedOutput(); err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-	}
+	dir, err := world.Build("portolan-agent")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "change:", err)
 		os.Exit(2)
 	}
+	agentPath = filepath.Join(dir, "portolan-agent")
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

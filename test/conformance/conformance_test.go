@@ -16,13 +16,10 @@
 package conformance_test
 
 import (
-	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,7 +27,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/tools/txtar"
 
 	"portolan.dev/portolan/loader"
@@ -45,18 +41,12 @@ var programs struct{ agent, portolan string }
 func TestMain(m *testing.M) {
 	world.Main()
 	flag.Parse()
-	dir, err := os.MkdirTemp("", "portolan-conformance")
-	if err == nil {
-		programs.agent, programs.portolan = filepath.Join(dir, "portolan-agent"), filepath.Join(dir, "portolan")
-		var out []byte
-		if out, err = exec.Command("go", "build", "-o", dir, "../../cmd/portolan-agent", "../../cmd/portolan").CombinedOutput(); err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-	}
+	dir, err := world.Build("portolan-agent", "portolan")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(2)
 	}
+	programs.agent, programs.portolan = filepath.Join(dir, "portolan-agent"), filepath.Join(dir, "portolan")
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
@@ -130,7 +120,9 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 	s.name("client", host.IPv4(), host.IPv6())
 	uplinks = append(uplinks, host.Namespace)
 	s.world.LikeHardware(t, uplinks...)
-	s.routeByHere(host)
+	if err := host.RouteBy(s.nodes[0], "203.0.113.0/24", "2001:db8:1b::/64", "10.96.0.0/16", "fd00:10:96::/112"); err != nil {
+		t.Fatal(err)
+	}
 	for i := range s.nodes {
 		s.startAgent(i)
 	}
@@ -161,26 +153,6 @@ func (s *stage) awaitAgent(n *world.Node) {
 }
 
 func (s *stage) name(name string, v4, v6 netip.Addr) { s.addrs[name], s.addrs[name+"_6"] = v4, v6 }
-
-// routeByHere makes the client send to Services by way of the first node.
-func (s *stage) routeByHere(host *world.Host) {
-	err := host.Do(func() error {
-		var errs []error
-		for _, text := range []string{"203.0.113.0/24", "2001:db8:1b::/64", "10.96.0.0/16", "fd00:10:96::/112"} {
-			p := netip.MustParsePrefix(text)
-			via := s.nodes[0].IPv4()
-			if p.Addr().Is6() {
-				via = s.nodes[0].IPv6()
-			}
-			dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-			errs = append(errs, netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: via.AsSlice()}))
-		}
-		return errors.Join(errs...)
-	})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-}
 
 func (s *stage) startAgent(i int) {
 	s.t.Helper()

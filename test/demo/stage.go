@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"portolan.dev/portolan/test/world"
 )
@@ -103,11 +100,7 @@ func (d *demo) addOutside() error {
 	if err != nil {
 		return err
 	}
-	err = machine.Do(func() error {
-		to := &net.IPNet{IP: net.IPv4(203, 0, 113, 0).To4(), Mask: net.CIDRMask(24, 32)}
-		return netlink.RouteAdd(&netlink.Route{Dst: to, Gw: d.node.IPv4().AsSlice()})
-	})
-	if err != nil {
+	if err := machine.RouteBy(d.node, "203.0.113.0/24"); err != nil {
 		return err
 	}
 	d.outside, err = machine.Probe()

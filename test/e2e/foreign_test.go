@@ -6,40 +6,20 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
 	"portolan.dev/portolan/loader"
+	"portolan.dev/portolan/test/world"
 )
 
 // Other programs at the socket hooks, attached before and after ours, are
 // still called, ours too, and cleanup leaves them where they are.
 func TestNeighboursAtTheSocketHooksAreLeftAlone(t *testing.T) {
 	s := newStage(t)
-	calls, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer calls.Close()
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL", Instructions: asm.Instructions{
-		asm.Mov.Imm(asm.R1, 0),
-		asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word),
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, -4),
-		asm.LoadMapPtr(asm.R1, calls.FD()),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "end"),
-		asm.Mov.Imm(asm.R1, 1),
-		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-		asm.Mov.Imm(asm.R0, 1).WithSymbol("end"),
-		asm.Return(),
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer program.Close()
+	neighbour := world.Must(world.NewCounter(ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, 1))(t)
+	defer neighbour.Close()
 	attach := func() link.Link {
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: s.node.CgroupRoot(), Attach: ebpf.AttachCGroupInet4Connect, Program: program})
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: s.node.CgroupRoot(), Attach: ebpf.AttachCGroupInet4Connect, Program: neighbour.Program})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,12 +31,7 @@ func TestNeighboursAtTheSocketHooksAreLeftAlone(t *testing.T) {
 	if r := s.client.Dial("tcp", "10.96.0.10:80"); r.Err() != nil {
 		t.Errorf("with a neighbour after ours: %v", r.Err())
 	}
-	count := func() (n uint64) {
-		if err := calls.Lookup(uint32(0), &n); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
+	count := func() uint64 { return world.Must(neighbour.Count())(t) }
 	if count() == 0 {
 		t.Error("the neighbour after ours is not called")
 	}

@@ -18,7 +18,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -156,21 +155,7 @@ func (s *stage) node(name string, network func(*node) network) *node {
 // routeBy makes the client send to networks by way of a node.
 func (s *stage) routeBy(n *node, networks ...string) {
 	s.t.Helper()
-	err := s.host.Do(func() error {
-		for _, text := range networks {
-			p := netip.MustParsePrefix(text)
-			via := n.IPv4()
-			if p.Addr().Is6() {
-				via = n.IPv6()
-			}
-			dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-			if err := netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: via.AsSlice()}); err != nil {
-				return fmt.Errorf("route to %s: %w", p, err)
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := s.host.RouteBy(n.Node, networks...); err != nil {
 		s.t.Fatal(err)
 	}
 }

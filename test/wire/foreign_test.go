@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,46 +17,12 @@ import (
 	"portolan.dev/portolan/test/world"
 )
 
-// counter is somebody else's program: it counts its calls and ends with a
-// verdict.
-type counter struct {
-	program *ebpf.Program
-	calls   *ebpf.Map
-}
-
-func newCounter(t *testing.T, kind ebpf.ProgramType, attach ebpf.AttachType, verdict int32) *counter {
+// newCounter is somebody else's program for the length of the test.
+func newCounter(t *testing.T, kind ebpf.ProgramType, verdict int32) *world.Counter {
 	t.Helper()
-	calls, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { calls.Close() })
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "neighbour", Type: kind, AttachType: attach, License: "GPL", Instructions: asm.Instructions{
-		asm.Mov.Imm(asm.R1, 0),
-		asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word),
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, -4),
-		asm.LoadMapPtr(asm.R1, calls.FD()),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "end"),
-		asm.Mov.Imm(asm.R1, 1),
-		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-		asm.Mov.Imm(asm.R0, verdict).WithSymbol("end"),
-		asm.Return(),
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { program.Close() })
-	return &counter{program, calls}
-}
-
-func (c *counter) count(t *testing.T) (n uint64) {
-	t.Helper()
-	if err := c.calls.Lookup(uint32(0), &n); err != nil {
-		t.Fatal(err)
-	}
-	return n
+	c := world.Must(world.NewCounter(kind, ebpf.AttachNone, verdict))(t)
+	t.Cleanup(func() { c.Close() })
+	return c
 }
 
 // served wants every way of reaching the Service to work.
@@ -81,7 +46,7 @@ func TestProgramsBeforeAndAfterOursAreStillCalled(t *testing.T) {
 		kernel.Need(t, kernel.TCX)
 		s := newStage(t, modes[0])
 		s.serve(webService(), s.near[0], s.far[0])
-		counters := map[string]*counter{}
+		counters := map[string]*world.Counter{}
 		var links []link.Link
 		err := s.here.Do(func() error {
 			dev, err := net.InterfaceByName("eth0")
@@ -90,8 +55,8 @@ func TestProgramsBeforeAndAfterOursAreStillCalled(t *testing.T) {
 			}
 			for name, side := range map[string]ebpf.AttachType{"ingress": ebpf.AttachTCXIngress, "egress": ebpf.AttachTCXEgress} {
 				for place, anchor := range map[string]link.Anchor{"before": link.Head(), "after": link.Tail()} {
-					c := newCounter(t, ebpf.SchedCLS, ebpf.AttachNone, next)
-					l, err := link.AttachTCX(link.TCXOptions{Interface: dev.Index, Program: c.program, Attach: side, Anchor: anchor})
+					c := newCounter(t, ebpf.SchedCLS, next)
+					l, err := link.AttachTCX(link.TCXOptions{Interface: dev.Index, Program: c.Program, Attach: side, Anchor: anchor})
 					if err != nil {
 						return err
 					}
@@ -107,7 +72,7 @@ func TestProgramsBeforeAndAfterOursAreStillCalled(t *testing.T) {
 		}
 		s.served()
 		for name, c := range counters {
-			if c.count(t) == 0 {
+			if world.Must(c.Count())(t) == 0 {
 				t.Errorf("the program at %s ours was not called", name)
 			}
 		}
@@ -125,7 +90,7 @@ func TestProgramsBeforeAndAfterOursAreStillCalled(t *testing.T) {
 		t.Parallel()
 		s := newStage(t, modes[1])
 		s.serve(webService(), s.near[0], s.far[0])
-		counters := map[string]*counter{}
+		counters := map[string]*world.Counter{}
 		filters := func() (n int) {
 			s.eth0(func(dev netlink.Link) error {
 				for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
@@ -145,11 +110,11 @@ func TestProgramsBeforeAndAfterOursAreStillCalled(t *testing.T) {
 		}
 		s.eth0(func(dev netlink.Link) error {
 			for name, parent := range map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS} {
-				c := newCounter(t, ebpf.SchedCLS, ebpf.AttachNone, next)
+				c := newCounter(t, ebpf.SchedCLS, next)
 				counters[name] = c
 				err := netlink.FilterAdd(&netlink.BpfFilter{
 					FilterAttrs: netlink.FilterAttrs{LinkIndex: dev.Attrs().Index, Parent: parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 2},
-					Fd:          c.program.FD(), Name: "neighbour", DirectAction: true,
+					Fd:          c.Program.FD(), Name: "neighbour", DirectAction: true,
 				})
 				if err != nil {
 					return err
@@ -159,7 +124,7 @@ func TestProgramsBeforeAndAfterOursAreStillCalled(t *testing.T) {
 		})
 		s.served()
 		for name, c := range counters {
-			if c.count(t) == 0 {
+			if world.Must(c.Count())(t) == 0 {
 				t.Errorf("the filter after ours at %s was not called", name)
 			}
 		}
@@ -194,9 +159,9 @@ func (s *stage) eth0(f func(netlink.Link) error) {
 // A device that has an XDP program keeps it; it is named, and tc serves.
 func TestADeviceWithAnotherXDPProgramIsServedByTC(t *testing.T) {
 	s := newStage(t, mode{"no xdp", loader.XDPDisabled, true})
-	other := newCounter(t, ebpf.XDP, ebpf.AttachNone, 2) // XDP_PASS
+	other := newCounter(t, ebpf.XDP, 2) // XDP_PASS
 	s.eth0(func(dev netlink.Link) error {
-		l, err := link.AttachXDP(link.XDPOptions{Program: other.program, Interface: dev.Attrs().Index, Flags: link.XDPGenericMode})
+		l, err := link.AttachXDP(link.XDPOptions{Program: other.Program, Interface: dev.Attrs().Index, Flags: link.XDPGenericMode})
 		if err == nil {
 			t.Cleanup(func() { l.Close() })
 		}
@@ -211,7 +176,7 @@ func TestADeviceWithAnotherXDPProgramIsServedByTC(t *testing.T) {
 	}
 	s.serve(webService(), s.near[0], s.far[0])
 	s.served()
-	if other.count(t) == 0 {
+	if world.Must(other.Count())(t) == 0 {
 		t.Error("the other program is not called any more")
 	}
 }

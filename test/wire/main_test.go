@@ -16,13 +16,10 @@ package wire_test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/maps"
@@ -103,21 +100,7 @@ func (s *stage) pod(n *dataplane, name string) *world.Pod {
 // routeBy makes the client send to networks by way of a node.
 func (s *stage) routeBy(n *dataplane, networks ...string) {
 	s.t.Helper()
-	err := s.host.Do(func() error {
-		for _, text := range networks {
-			p := netip.MustParsePrefix(text)
-			via := n.IPv4()
-			if p.Addr().Is6() {
-				via = n.IPv6()
-			}
-			dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-			if err := netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: via.AsSlice()}); err != nil {
-				return fmt.Errorf("route to %s: %w", p, err)
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := s.host.RouteBy(n.Node, networks...); err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Host is a machine outside the cluster, on the same network as the nodes'
@@ -44,3 +46,23 @@ func (h *Host) IPv4() netip.Addr { return uplink4(h.number) }
 
 // IPv6 is the host's IPv6 address.
 func (h *Host) IPv6() netip.Addr { return uplink6(h.number) }
+
+// RouteBy makes the host send to networks by way of a node.
+func (h *Host) RouteBy(n *Node, networks ...string) error {
+	return h.Do(func() error {
+		for _, text := range networks {
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				return err
+			}
+			via := n.IPv4()
+			if p.Addr().Is6() {
+				via = n.IPv6()
+			}
+			if err := netlink.RouteReplace(&netlink.Route{Dst: ipNet(p), Gw: via.AsSlice()}); err != nil {
+				return fmt.Errorf("route of %s to %s: %w", h.Name(), p, err)
+			}
+		}
+		return nil
+	})
+}

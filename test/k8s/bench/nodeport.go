@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -77,12 +76,11 @@ func (b *bench) nodePort(ctx context.Context, n *cluster.Node) (udp, tcp paths.R
 		return paths.Way{Addr: netip.AddrPortFrom(addr, port).String(), Server: s.datagrams}
 	}
 	routed, through := by(direct, direct.addr, backendPort), by(behind, n.IPv4(), port)
+	pods, _ := bare.PodCIDRs()
+	if err := b.cluster.Outside.RouteBy(bare.Node, pods.String()); err != nil {
+		return udp, tcp, err
+	}
 	err = b.cluster.Outside.Do(func() error {
-		pods, _ := bare.PodCIDRs()
-		to := &net.IPNet{IP: pods.Addr().AsSlice(), Mask: net.CIDRMask(pods.Bits(), 32)}
-		if err := netlink.RouteReplace(&netlink.Route{Dst: to, Gw: bare.IPv4().AsSlice()}); err != nil {
-			return err
-		}
 		if err := answered(through.Addr); err != nil {
 			return err
 		}
