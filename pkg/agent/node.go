@@ -54,6 +54,7 @@ func (a *Agent) applyNode() error {
 func (a *Agent) nodeTables() reconcile.Node {
 	opt := &a.cfg.Options
 	n := reconcile.Node{
+		Addresses:     a.facts.Addrs,
 		NodePortAddrs: opt.NodePorts.NodePortAddrs(a.facts, a.node.Addresses),
 		Source4:       a.facts.Source4,
 		Source6:       a.facts.Source6,

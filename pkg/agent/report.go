@@ -14,6 +14,7 @@ import (
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/api"
 	"portolan.dev/portolan/pkg/compile"
+	"portolan.dev/portolan/pkg/reconcile"
 	"portolan.dev/portolan/pkg/service"
 )
 
@@ -155,27 +156,27 @@ func (a *Agent) Tables() api.Tables {
 	for _, c := range n.ServiceCIDRs {
 		t.ServiceCIDRs = append(t.ServiceCIDRs, c.String())
 	}
-	t.Owners = a.owners(n.NodePortAddrs)
+	t.Owners = a.owners(&n)
 	slices.Sort(t.NodeAddrs)
 	return t
 }
 
 // owners tells what the addresses of all frontends are, from what was compiled
 // alone: portolan verify compares it with what was written.
-func (a *Agent) owners(node map[netip.Addr]bool) []string {
+func (a *Agent) owners(n *reconcile.Node) []string {
 	owner := map[netip.Addr]uint32{}
 	for p := range a.compiler.Ports() {
 		for _, f := range p.Frontends {
 			addr := f.Addr.Addr()
 			value := maps.AddressPublished
-			switch _, local := node[addr]; {
+			switch {
 			case f.Kind == compile.NodePort:
 				continue
 			case f.Kind == compile.Elsewhere:
 				value = maps.AddressElsewhere
 			case f.Kind == compile.ClusterIP:
 				value = maps.AddressOurs
-			case local:
+			case n.Has(addr):
 				continue
 			}
 			// Who has an address for more than publishing it comes first.

@@ -15,7 +15,10 @@ import (
 
 // Node is what the tables say about this node.
 type Node struct {
-	// NodePortAddrs serve NodePorts; those with true do so only for sockets of
+	// Addresses are all that this node has: what no Service has on them is the
+	// node's own, also where an external IP is one of them.
+	Addresses []netip.Addr
+	// NodePortAddrs, of them, serve NodePorts; those with true do so only for sockets of
 	// the node's own network namespace (loopback).
 	NodePortAddrs map[netip.Addr]bool
 	// ServiceCIDRs: an address inside that no Service has is refused. At most
@@ -76,7 +79,7 @@ func (r *Reconciler) ApplyNode(n Node) error {
 }
 
 func (r *Reconciler) applyNode(n Node) error {
-	err := errors.Join(r.applyNodeAddrs(n.NodePortAddrs), r.applyCIDRs(n.ServiceCIDRs), r.applyWire(&n))
+	err := errors.Join(r.applyAddresses(&n), r.applyNodeAddrs(n.NodePortAddrs), r.applyCIDRs(n.ServiceCIDRs), r.applyWire(&n))
 	config := r.set.NodeConfig.At(0)
 	for _, s := range []struct {
 		addr netip.Addr
@@ -103,7 +106,6 @@ func (r *Reconciler) applyNodeAddrs(want map[netip.Addr]bool) error {
 	}
 	var errs []error
 	for addr, hostOnly := range want {
-		errs = append(errs, r.nowOnNode(addr))
 		flags := uint32(0)
 		if hostOnly {
 			flags = maps.NodeAddrHostOnly
@@ -127,23 +129,36 @@ func (r *Reconciler) applyNodeAddrs(want map[netip.Addr]bool) error {
 			errs = append(errs, r.set.NodeAddrs6.Delete(maps.Addr16(addr)))
 		}
 	}
-	for addr, u := range r.addresses {
-		if _, ok := want[addr]; !ok && u.node {
-			before, had := u.ownerValue()
-			u.node = false
-			errs = append(errs, r.ownerChanged(addr, u, before, had))
-		}
-	}
 	return errors.Join(errs...)
 }
 
-// nowOnNode notes that an address is this node's: what is not a Service's port
-// there is the node's.
-func (r *Reconciler) nowOnNode(addr netip.Addr) error {
-	u := r.address(addr)
-	before, had := u.ownerValue()
-	u.node = true
-	return r.ownerChanged(addr, u, before, had)
+// Has tells whether an address is this node's.
+func (n *Node) Has(addr netip.Addr) bool {
+	_, serves := n.NodePortAddrs[addr]
+	return serves || slices.Contains(n.Addresses, addr)
+}
+
+// applyAddresses notes which addresses are this node's: what is not a Service's
+// port there is the node's.
+func (r *Reconciler) applyAddresses(n *Node) error {
+	var errs []error
+	note := func(addr netip.Addr, u *addressUse, here bool) {
+		before, had := u.ownerValue()
+		u.node = here
+		errs = append(errs, r.ownerChanged(addr, u, before, had))
+	}
+	for addr := range n.NodePortAddrs {
+		note(addr, r.address(addr), true)
+	}
+	for _, addr := range n.Addresses {
+		note(addr, r.address(addr), true)
+	}
+	for addr, u := range r.addresses {
+		if u.node && !n.Has(addr) {
+			note(addr, u, false)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (r *Reconciler) nodeAddrs() (map[netip.Addr]uint32, error) {
