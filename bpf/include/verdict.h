@@ -23,7 +23,7 @@ enum {
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
-/* One errno a reason, so that an application's log tells them apart. */
+/* An application's log tells the reasons apart, the two ECONNREFUSED aside. */
 static __always_inline int reason_errno(enum reason why)
 {
 	switch (why) {

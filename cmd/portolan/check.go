@@ -75,7 +75,7 @@ func check(env *environment) error {
 		add("ok", "bpffs", "%s", env.bpffsRoot)
 	}
 	if mode := kubeProxyMode(); mode != "" {
-		add("warn", "kube-proxy", "also runs on this node (%s mode): sockets are served by Portolan, packets from outside by kube-proxy; nothing is to be done while that is meant", mode)
+		add("warn", "kube-proxy", "also runs on this node (%s mode): what opens anew is served by Portolan, TCP connections that kube-proxy holds go on; while it stays, give the agent other ports by --healthz-bind-address and --metrics-bind-address", mode)
 	}
 	return env.printFindings(&f)
 }

@@ -29,7 +29,7 @@ func newVerify(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify",
 		Short: "Compare the compiled tables with the kernel's, and check the hooks",
-		Long: "Compare what the agent compiled with what the kernel's tables say, frontend by frontend,\nand check that every hook is attached. Without an agent the tables are checked for contradictions.\n" +
+		Long: "Compare what the agent compiled with what the kernel's tables say, frontend by frontend,\nand check that every cgroup hook is attached. Without an agent the tables are checked for contradictions.\n" +
 			"Exit code 1 when something differs.",
 		Example: "  portolan verify\n  portolan verify -o json",
 		Args:    cobra.NoArgs,
