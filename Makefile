@@ -47,7 +47,7 @@ test: setup lint check-generated
 conformance: setup
 	$(GO) test -count=1 -v ./test/conformance -update
 
-## test-vm: the privileged tests on KERNEL=6.1 or 6.12 in QEMU; VM_ACCEL=kvm, VM_FLAGS='-run X test/e2e'
+## test-vm: the privileged tests on KERNEL=6.1, 6.12 or both (6.1,6.12) in QEMU; VM_ACCEL=kvm, VM_FLAGS='-run X test/e2e'
 test-vm: setup
 	cd tools && CGO_ENABLED=0 $(GO) build -trimpath -o $(CURDIR)/build/vm ./vm
 	build/vm -kernel "$(KERNEL)" $(VM_FLAGS)

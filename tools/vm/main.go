@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command vm runs the privileged test suites on another kernel: it fetches one
-// of Debian's, boots it in QEMU and runs the compiled test binaries there.
+// Command vm runs the privileged test suites on other kernels: it fetches them
+// from Debian, boots each in QEMU, side by side, and runs the compiled test
+// binaries there.
 //
-//	vm -kernel 6.1|6.12 [-run REGEXP] [-console] [PACKAGE-DIRECTORY ...]
+//	vm -kernel 6.1[,6.12] [-run REGEXP] [-console] [PACKAGE-DIRECTORY ...]
 //
 // One executable has three parts: what runs on the host, the guest's /init, and
 // the guest's /sbin/modprobe. It imports the standard library and x/sys. The
@@ -20,6 +21,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -34,14 +36,14 @@ func main() {
 		os.Exit(runSuites())
 	}
 	var o options
-	flag.StringVar(&o.series, "kernel", "", "kernel series: "+strings.Join(seriesNames(), " or "))
+	series := flag.String("kernel", "", "kernel series, with commas: "+strings.Join(seriesNames(), ", "))
 	flag.StringVar(&o.root, "C", ".", "directory of the repository")
 	flag.StringVar(&o.pattern, "run", "", "run only tests that match this expression")
 	flag.StringVar(&o.memory, "memory", "3072", "MiB of the guest")
 	flag.DurationVar(&o.limit, "timeout", 40*time.Minute, "how long the guest may run")
 	flag.BoolVar(&o.console, "console", false, "show the kernel's log in full")
 	flag.Parse()
-	o.suites = choose(flag.Args())
+	o.series, o.suites = strings.Split(*series, ","), choose(flag.Args())
 	code, err := run(o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
@@ -51,7 +53,7 @@ func main() {
 
 // options of one run.
 type options struct {
-	series  string
+	series  []string
 	root    string
 	pattern string
 	memory  string // MiB
@@ -69,9 +71,13 @@ const (
 
 // run does everything between the command line and the exit code.
 func run(o options) (int, error) {
-	kernel, err := fetch(o.series)
-	if err != nil {
-		return exitUnprepared, err
+	var kernels []string
+	for _, series := range o.series {
+		kernel, err := fetch(series)
+		if err != nil {
+			return exitUnprepared, err
+		}
+		kernels = append(kernels, kernel)
 	}
 	dir, err := os.MkdirTemp("", "portolan-vm-")
 	if err != nil {
@@ -82,15 +88,33 @@ func run(o options) (int, error) {
 	if err != nil {
 		return exitUnprepared, err
 	}
-	image := filepath.Join(dir, "initramfs")
-	if err := buildImage(image, kernel, binaries, o); err != nil {
-		return exitUnprepared, fmt.Errorf("build initramfs: %w", err)
+	var guests []*guest
+	for i, kernel := range kernels {
+		g := &guest{kernel: kernel, dir: filepath.Join(dir, strconv.Itoa(i))}
+		if err := os.Mkdir(g.dir, 0o755); err != nil {
+			return exitUnprepared, err
+		}
+		if err := buildImage(g.image(), kernel, binaries, o); err != nil {
+			return exitUnprepared, fmt.Errorf("build initramfs: %w", err)
+		}
+		guests = append(guests, g)
 	}
-	fmt.Printf("kernel %s\n", filepath.Base(kernel))
-	start := time.Now()
-	verdict, err := bootGuest(dir, kernel, image, o)
-	if err == nil || errors.Is(err, errFailed) {
-		fmt.Printf("kernel %s: %s in %.0f s\n", filepath.Base(kernel), verdict, time.Since(start).Seconds())
-	}
+	err = bootAll(guests, o)
 	return exitCode(err), err
+}
+
+// bootAll runs the guests side by side: an emulated one takes one processor.
+// What the second says is shown when the first has ended, and so on.
+func bootAll(guests []*guest, o options) error {
+	results := make([]chan error, len(guests))
+	for i, g := range guests {
+		results[i] = make(chan error, 1)
+		go func() { results[i] <- g.run(o) }()
+	}
+	var errs []error
+	for i, g := range guests {
+		g.out.release(os.Stdout)
+		errs = append(errs, <-results[i])
+	}
+	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -30,8 +31,25 @@ func TestOnlyAnAnswerForEverySuiteIsAPass(t *testing.T) {
 			t.Errorf("%s: %v, code %d; want %v, code %d", c.name, err, exitCode(err), c.want, c.code)
 		}
 	}
+	if code := exitCode(errors.Join(nil, fmt.Errorf("kernel 6.12: %w", errSilent))); code != exitSilent {
+		t.Errorf("one kernel of two died: code %d", code)
+	}
 	if exitCode(errTimeout) != exitTimeout || exitCode(errors.New("no QEMU")) != exitUnprepared {
 		t.Error("a timeout or a run that could not be prepared has another exit code")
+	}
+}
+
+func TestWhatAGuestSaysIsShownWhenItsTurnComes(t *testing.T) {
+	var h held
+	var shown strings.Builder
+	fmt.Fprint(&h, "before, ")
+	if shown.Len() > 0 {
+		t.Errorf("shown before its turn: %s", &shown)
+	}
+	h.release(&shown)
+	fmt.Fprint(&h, "after")
+	if shown.String() != "before, after" {
+		t.Errorf("shown: %s", &shown)
 	}
 }
 
