@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,18 +56,24 @@ func (a *Agent) wireDevices() []reconcile.Device {
 	out := make([]reconcile.Device, 0, len(a.links))
 	for i := range a.links {
 		l := &a.links[i]
-		d := reconcile.Device{Index: uint32(l.Index), NoLinkHeader: !l.LinkHeader, Source4: a.facts.Source4, Source6: a.facts.Source6}
+		d := reconcile.Device{Index: uint32(l.Index), NoLinkHeader: !l.LinkHeader}
+		d.Source4 = sourceOn(l.Addrs, a.facts.Source4, netip.Addr.Is4)
+		d.Source6 = sourceOn(l.Addrs, a.facts.Source6, netip.Addr.Is6)
 		d.XDPTarget, d.Inward = a.xdpTargets[l.Index], !outward[l.Index]
-		for _, addr := range l.Addrs {
-			if addr.Is4() {
-				d.Source4 = addr
-			} else {
-				d.Source6 = addr
-			}
-		}
 		out = append(out, d)
 	}
 	return out
+}
+
+// sourceOn chooses this node's address of a family on a device: the one it has
+// towards the outside if that is there, else the first, as kernels do for a
+// route that prefers none. Later ones may move to another node.
+func sourceOn(addrs []netip.Addr, outside netip.Addr, family func(netip.Addr) bool) netip.Addr {
+	first := slices.IndexFunc(addrs, family)
+	if first < 0 || slices.Contains(addrs, outside) {
+		return outside
+	}
+	return addrs[first]
 }
 
 // readXDPTargets finds the outward devices that XDP programs may redirect frames

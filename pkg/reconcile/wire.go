@@ -52,11 +52,13 @@ func (r *Reconciler) applyDevices(devices []Device) error {
 	for i := range devices {
 		want[devices[i].Index] = devices[i].entry()
 	}
+	changed := false
 	var errs []error
 	var err error
 	for index, have := range r.set.Devices.All(&err) {
 		switch entry, ok := want[index]; {
 		case !ok:
+			changed = true
 			errs = append(errs, r.set.Devices.Delete(index))
 		case entry == have:
 			delete(want, index)
@@ -67,6 +69,11 @@ func (r *Reconciler) applyDevices(devices []Device) error {
 	}
 	for index, entry := range want {
 		errs = append(errs, r.set.Devices.Put(index, entry))
+	}
+	// Ways that were looked up since the routes changed know the devices as
+	// they were.
+	if changed || len(want) > 0 {
+		r.nextRoutes()
 	}
 	return errors.Join(errs...)
 }
@@ -96,9 +103,12 @@ func (d *Device) entry() bpf.LbDevice {
 func (r *Reconciler) RoutesChanged() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.set == nil {
-		return
+	if r.set != nil {
+		r.nextRoutes()
 	}
+}
+
+func (r *Reconciler) nextRoutes() {
 	next := r.set.WireConfig.Load(0).RouteGeneration + 1
 	if next == 0 {
 		next = 1 // 0 means that a way was never looked up
