@@ -70,6 +70,7 @@ const (
 	LbBackendFlagsBACKEND_IN_CLUSTER LbBackendFlags = 4
 	LbBackendFlagsBACKEND_IN_LOCAL   LbBackendFlags = 8
 	LbBackendFlagsBACKEND_ON_NODE    LbBackendFlags = 16
+	LbBackendFlagsBACKEND_NODELESS   LbBackendFlags = 32
 )
 
 type LbBackendState uint32

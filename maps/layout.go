@@ -52,6 +52,7 @@ const (
 	BackendInCluster = uint8(bpf.LbBackendFlagsBACKEND_IN_CLUSTER)
 	BackendInLocal   = uint8(bpf.LbBackendFlagsBACKEND_IN_LOCAL)
 	BackendOnNode    = uint8(bpf.LbBackendFlagsBACKEND_ON_NODE)
+	BackendNodeless  = uint8(bpf.LbBackendFlagsBACKEND_NODELESS)
 
 	AddressOurs      = uint32(bpf.LbAddressOwnerADDRESS_OURS)
 	AddressElsewhere = uint32(bpf.LbAddressOwnerADDRESS_ELSEWHERE)

@@ -18,8 +18,8 @@ static __always_inline struct next_hop *next_hop_of(bool v6, __u32 backend)
  * generation last. Two endpoints that had one id do not meet here: it was free
  * for longer than a program runs.
  */
-static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
-					   const struct wire_config *config, bool v6)
+static __always_inline bool way_to_backend(context_t *ctx, struct request *r, __u32 routes,
+					   bool v6)
 {
 	struct next_hop *hop = next_hop_of(v6, r->backend.id);
 	struct tuple5 *t = &r->to;
@@ -29,7 +29,7 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 		w->inward = false;
 		return false;
 	}
-	if (hop && hop->route_generation == config->route_generation &&
+	if (hop && hop->route_generation == routes &&
 	    hop->backend_generation == (__u16)r->backend.generation) {
 		w->ifindex = hop->ifindex;
 		w->mtu = hop->mtu;
@@ -55,7 +55,7 @@ static __always_inline bool way_to_backend(context_t *ctx, struct request *r,
 		hop->inward = w->inward;
 		hop->backend_generation = r->backend.generation;
 		barrier();
-		hop->route_generation = config->route_generation;
+		hop->route_generation = routes;
 	}
 	return true;
 }
@@ -178,17 +178,25 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 {
 	bool self = same_address(&r->backend.addr, &r->tuple.src);
 	bool near = pod_device || r->backend.flags & BACKEND_ON_NODE;
+	bool nodeless = r->backend.flags & BACKEND_NODELESS;
 	bool direct = r->direct && !near && !self && !masquerade_all;
+	/* Before the way is looked up: what is found may be out of date by then. */
+	__u32 routes = *(volatile __u32 *)&config->route_generation;
 
 	r->masquerade = !direct && (self || !near || masquerade_near);
 	if (r->masquerade && !r->syn)
 		return DECIDE_PASS;
-	if ((r->masquerade || direct) && !way_to_backend(ctx, r, config, v6)) {
-		if ((!near && !r->way.inward) || self)
+	if ((r->masquerade || direct) && !way_to_backend(ctx, r, routes, v6)) {
+		if ((!near && !(nodeless && r->way.inward)) || self)
 			return decide_drop(r, REASON_NO_ROUTE);
 		r->masquerade = direct = false; /* the node itself is no way to go */
 	} else if (!near && !self && r->way.inward) {
 		r->masquerade = masquerade_near;
+		direct = false;
+	} else if (direct && nodeless) {
+		if (!r->syn)
+			return DECIDE_PASS;
+		r->masquerade = true; /* who is there may open no tunnels */
 		direct = false;
 	}
 	if (!r->masquerade && !direct)
@@ -202,7 +210,7 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	if (direct) {
 		r->to.src = r->way.source;
 		r->to.sport = r->tuple.sport;
-		write_flow(r, v6, FLOW_TUNNEL, 0, config->route_generation);
+		write_flow(r, v6, FLOW_TUNNEL, 0, routes);
 		return DECIDE_SERVE;
 	}
 	if (r->tuple.proto == IPPROTO_SCTP && r->to.dport != r->tuple.dport)
@@ -210,7 +218,7 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	if (!find_port(ctx, r, config, v6, r->hash))
 		return decide_drop(r, REASON_MASQUERADE_PORTS);
 	if (r->masquerade)
-		write_flow(r, v6, FLOW_FORWARD, FLOW_RETURN, config->route_generation);
+		write_flow(r, v6, FLOW_FORWARD, FLOW_RETURN, routes);
 	else
 		write_flow(r, v6, FLOW_DELIVER, FLOW_ANSWER, 0);
 	return DECIDE_SERVE;

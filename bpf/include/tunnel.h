@@ -161,12 +161,12 @@ static __always_inline void look_inside6(context_t *ctx, struct inside *in)
 	in->l4 = link_header + 2 * sizeof(*ip) + sizeof(*h);
 }
 
-/* Whether the packet inside is for a NodePort: its address may be another
- * node's, so the port alone says so.
+/* Whether the packet inside is for a port of ours: one of its address, which
+ * may be this node's, too, or a NodePort, whose address may be another node's.
  */
-static __always_inline bool for_nodeport(context_t *ctx, bool v6, const struct inside *in)
+static __always_inline bool for_our_port(context_t *ctx, bool v6, const struct inside *in,
+					 struct tuple *t)
 {
-	struct tuple t = { .v6 = v6, .proto = v6 ? in->key.v6.proto : in->key.v4.proto };
 	struct address any = {};
 	struct ports *ports;
 	__u64 at = in->l4;
@@ -178,7 +178,9 @@ static __always_inline bool for_nodeport(context_t *ctx, bool v6, const struct i
 	ports = packet_start(ctx) + at;
 	if ((void *)(ports + 1) > packet_end(ctx))
 		return false;
-	return has_ports(t.proto) && lookup_key(&t, &any, ports->dest, t.proto, &id);
+	t->proto = v6 ? in->key.v6.proto : in->key.v4.proto;
+	return has_ports(t->proto) && (lookup_key(t, &t->dst, ports->dest, t->proto, &id) ||
+				       lookup_key(t, &any, ports->dest, t->proto, &id));
 }
 
 static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
@@ -204,7 +206,7 @@ static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
 	}
 	if ((v6 ? in->key.v6.proto : in->key.v4.proto) == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return error_key(ctx, v6, in->l4, in->end, &named) && known_flow(v6, &named);
-	return for_nodeport(ctx, v6, in);
+	return for_our_port(ctx, v6, in, &t);
 }
 
 /* Reads the tuple of a packet without options inside one at an offset, and where

@@ -138,6 +138,7 @@ enum backend_flags {
 	BACKEND_IN_CLUSTER = 4, /* member of its service port's Cluster set */
 	BACKEND_IN_LOCAL = 8, /* member of its Local set */
 	BACKEND_ON_NODE = 16, /* runs on this node */
+	BACKEND_NODELESS = 32, /* no slice says on which node it is: perhaps on none */
 };
 
 /* The word that holds the flags is the only one that changes while a backend

@@ -217,6 +217,7 @@ func (c *Compiler) recompile(s *serviceState, moved bool) {
 			c.follow(p)
 			p.touched = c.weigh(p)
 			p.all = c.balance(p) || p.all
+			p.all = c.locate(p) || p.all
 		}
 		if p.fresh || p.all || p.reassign || len(p.touched) > 0 {
 			c.changed(p)

@@ -60,6 +60,8 @@ func drawEdit(t *rapid.T, ref *reference) *service.EndpointSlice {
 	next.Endpoints = slices.Clone(next.Endpoints)
 	n := len(next.Endpoints)
 	switch at := rapid.IntRange(0, max(0, n-1)).Draw(t, "at"); {
+	case n > 0 && rapid.IntRange(0, 9).Draw(t, "moves") == 9:
+		next.Endpoints[at].NodeName = rapid.SampledFrom([]string{"n1", "n2", ""}).Draw(t, "other node")
 	case n == 0 || rapid.Bool().Draw(t, "comes"):
 		next.Endpoints = slices.Insert(next.Endpoints, rapid.IntRange(0, n).Draw(t, "before"), drawEndpoint(t, next.Family))
 	case rapid.Bool().Draw(t, "goes"):

@@ -68,6 +68,10 @@ func (c *Compiler) factsOf(e *service.Endpoint, family service.Family) facts {
 	return f
 }
 
+// nodeless tells whether nobody says on which node the endpoint is, as of
+// slices made by hand.
+func nodeless(e service.Endpoint) bool { return e.NodeName == "" }
+
 // lastResort tells whether the endpoint is used when there is no ready one.
 func (f facts) lastResort() bool { return f&(ready|serving|running) == serving }
 

@@ -105,6 +105,8 @@ type Backend struct {
 	InLocal   bool
 	// OnNode: the endpoint is on this node.
 	OnNode bool
+	// Nodeless: no slice says on which node it is, so it may be on none.
+	Nodeless bool
 }
 
 // Port is a compiled service port. It is owned by the compiler and valid
@@ -139,6 +141,7 @@ type Port struct {
 	addrs    []address
 	verdicts []verdict
 	weights  []uint32 // nil: all 1
+	nodeless []bool   // nil: none is
 }
 
 // Positions is the number of positions, holes included. A position is constant
@@ -152,6 +155,7 @@ func (p *Port) Backend(pos int32) Backend {
 		return Backend{}
 	}
 	b := Backend{Addr: p.addrs[pos].addrPort(), State: Active, InCluster: v&inCluster != 0, InLocal: v&inLocal != 0, OnNode: v&here != 0}
+	b.Nodeless = p.nodeless != nil && p.nodeless[pos]
 	if v&draining != 0 {
 		b.State = Draining
 	}

@@ -62,3 +62,26 @@ func (c *Compiler) balance(p *portState) bool {
 	p.weights = weights
 	return differ
 }
+
+// locate finds the endpoints of a service port that no slice gives a node, and
+// tells whether they are others than before.
+func (c *Compiler) locate(p *portState) bool {
+	was := p.nodeless
+	p.nodeless = nil
+	if !slices.ContainsFunc(p.sources, func(s source) bool { return s.slice.nodeless }) {
+		return was != nil
+	}
+	p.nodeless = make([]bool, len(p.facts))
+	for i := range p.nodeless {
+		p.nodeless[i] = true
+	}
+	for i := range p.sources {
+		s := &p.sources[i]
+		for j, pos := range s.positions {
+			if s.slice.facts[j] != 0 && !nodeless(s.slice.object.Endpoints[j]) {
+				p.nodeless[pos] = false
+			}
+		}
+	}
+	return !slices.Equal(was, p.nodeless)
+}

@@ -30,7 +30,8 @@ type reference struct {
 type refEndpoint struct {
 	addr netip.AddrPort
 	service.Endpoint
-	weight uint32
+	weight   uint32
+	nodeless bool
 }
 
 func (r *reference) compile() map[PortID]string {
@@ -151,11 +152,11 @@ func (r *reference) endpoints(id PortID) []refEndpoint {
 				}
 				addr := netip.AddrPortFrom(e.Addr, p.Port)
 				old, known := byAddr[addr]
-				weight := max(1, old.weight, sl.Weight)
+				weight, nodeless := max(1, old.weight, sl.Weight), e.NodeName == ""
 				if known && r.rank(e) <= r.rank(old.Endpoint) {
 					e = old.Endpoint
 				}
-				byAddr[addr] = refEndpoint{addr, e, weight}
+				byAddr[addr] = refEndpoint{addr, e, weight, nodeless && (!known || old.nodeless)}
 			}
 		}
 	}
@@ -273,7 +274,7 @@ func (r *reference) texts(set, _, cluster, local []refEndpoint) []string {
 		in := func(s []refEndpoint) bool {
 			return slices.ContainsFunc(s, func(o refEndpoint) bool { return o.addr == e.addr })
 		}
-		out = append(out, fmt.Sprint(e.weight, Backend{e.addr, state, in(cluster), in(local), e.NodeName == r.node.Name}))
+		out = append(out, fmt.Sprint(e.weight, Backend{e.addr, state, in(cluster), in(local), e.NodeName == r.node.Name, e.nodeless}))
 	}
 	return out
 }

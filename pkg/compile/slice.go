@@ -15,6 +15,8 @@ type sliceState struct {
 	service *serviceState
 	// facts of each endpoint, by its index in the object.
 	facts []facts
+	// nodeless: some endpoint has no node. Which one is not in the facts.
+	nodeless bool
 
 	// next is the object that this Apply brings, nil to leave; only while
 	// pending.
@@ -66,6 +68,8 @@ func (c *Compiler) advance(sl *sliceState) edit {
 // differ from before.
 func (c *Compiler) restate(sl *sliceState) bool {
 	endpoints := sl.object.Endpoints
+	was := sl.nodeless
+	sl.nodeless = slices.ContainsFunc(endpoints, nodeless)
 	if len(sl.facts) != len(endpoints) {
 		if cap(sl.facts) < len(endpoints) {
 			sl.facts = c.pools.facts.take(len(endpoints), c.chunked)
@@ -76,7 +80,7 @@ func (c *Compiler) restate(sl *sliceState) bool {
 		}
 		return true
 	}
-	differ := false
+	differ := was || sl.nodeless
 	for i := range endpoints {
 		f := c.factsOf(&endpoints[i], sl.object.Family)
 		differ = differ || f != sl.facts[i]

@@ -191,6 +191,9 @@ func backendFlags(b *compile.Backend) uint8 {
 	if b.OnNode {
 		flags |= maps.BackendOnNode
 	}
+	if b.Nodeless {
+		flags |= maps.BackendNodeless
+	}
 	return flags
 }
 

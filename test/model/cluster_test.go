@@ -32,6 +32,7 @@ type spec struct {
 	last                                int // of its addresses
 	endpoints                           []string
 	local, affinity, guarded, clusterIP bool
+	own                                 bool // its external IP is this node's address
 	sctpPort                            uint16
 	forwarding                          service.Forwarding
 	algorithm                           service.Algorithm
@@ -41,7 +42,7 @@ type spec struct {
 // neighbour that is not resolved, and without a route.
 var pods = map[string]string{
 	"here1": "0 1", "here2": "0 2", "there1": "1 1", "there2": "1 2", "small": "2 1", "silent": "3 1", "lost": "4 1",
-	"unnamed": "0 3", // here, but its slice does not say so
+	"unnamed": "0 3", "outside": "1 3", // here and elsewhere, but their slices do not say so
 }
 
 var specs = []spec{
@@ -58,6 +59,7 @@ var specs = []spec{
 	{name: "twin", last: 19, endpoints: []string{"here1", "there1"}, sctpPort: 9},
 	{name: "direct", last: 20, endpoints: []string{"here1", "here2", "there1", "there2", "small", "silent", "unnamed"}, sctpPort: 9, forwarding: service.DSR},
 	{name: "hybrid", last: 21, endpoints: []string{"here1", "there1"}, guarded: true, sctpPort: 9, forwarding: service.Hybrid},
+	{name: "anycast", last: 25, endpoints: []string{"here1", "there1", "outside"}, own: true, sctpPort: 9, forwarding: service.DSR},
 	{name: "maglev", last: 22, endpoints: []string{"here1", "here2", "there1"}, sctpPort: 9, algorithm: service.Maglev},
 	{name: "direct-maglev", last: 23, endpoints: []string{"here2", "there1", "unnamed"}, sctpPort: 9, forwarding: service.DSR, algorithm: service.Maglev},
 }
@@ -157,6 +159,10 @@ func (s spec) address(kind Kind, six bool) netip.Addr {
 		return netip.IPv6Unspecified()
 	case kind == NodePort:
 		return netip.IPv4Unspecified()
+	case kind == ExternalIP && s.own && six:
+		return v4("fd00:a::1")
+	case kind == ExternalIP && s.own:
+		return v4("10.0.0.1")
 	case six:
 		return v4("2001:db8:%d::%x", net, s.last)
 	}
@@ -182,7 +188,8 @@ func (c *cluster) add(s spec) *set {
 				number = s.sctpPort
 			}
 			for _, name := range s.endpoints {
-				p.Endpoints = append(p.Endpoints, &Endpoint{Addr: netip.AddrPortFrom(podAddr(name, six), number), Here: strings.HasPrefix(name, "here")})
+				p.Endpoints = append(p.Endpoints, &Endpoint{Addr: netip.AddrPortFrom(podAddr(name, six), number), Here: strings.HasPrefix(name, "here"),
+					Nodeless: name == "unnamed" || name == "outside"})
 			}
 			if s.guarded {
 				p.Sources = guard
@@ -247,7 +254,7 @@ func (s *set) slices() []*service.EndpointSlice {
 			switch {
 			case e.Here:
 				node = "here"
-			case e.Addr.Addr() == podAddr("unnamed", family == service.IPv6):
+			case e.Nodeless:
 				node = ""
 			}
 			slice.Endpoints = append(slice.Endpoints, service.Endpoint{Addr: e.Addr.Addr(), NodeName: node,

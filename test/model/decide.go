@@ -169,6 +169,12 @@ func (m *Model) unreachable(t Tuple, f *flow, o offer) Reason {
 	if !f.endpoint.Here && !own && way != nil && way.Device.Inward && !m.World.MasqueradeAll {
 		f.action = deliver // here all the same
 	}
+	if f.action == tunnel && f.endpoint.Nodeless && way != nil {
+		if o.midFlow {
+			return notNow
+		}
+		f.action = forward // who is there may open no tunnels
+	}
 	switch {
 	case f.action == deliver:
 	case way != nil:

@@ -116,7 +116,7 @@ func (m *Model) insideIsOurs(v6 bool, ip []byte) bool {
 		return false
 	}
 	port := netip.AddrPortFrom(dst, binary.BigEndian.Uint16(q.frame[q.l4+2:]))
-	return m.World.services[frontend{anyAddress(port), q.tuple.Proto}] != nil
+	return m.World.services[frontend{port, q.tuple.Proto}] != nil || m.World.services[frontend{anyAddress(port), q.tuple.Proto}] != nil
 }
 
 // tunnelTooBig is a router's word that a packet which we put into a tunnel is

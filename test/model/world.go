@@ -25,9 +25,10 @@ const (
 
 // Endpoint is where a service port is served.
 type Endpoint struct {
-	Addr  netip.AddrPort
-	Here  bool // on this node
-	State State
+	Addr     netip.AddrPort
+	Here     bool // on this node
+	Nodeless bool // its slice does not say where it is
+	State    State
 }
 
 // ServicePort is one port of one Service in one family.
@@ -125,7 +126,7 @@ func (w *World) Add(s *Service) {
 		w.services, w.addresses = map[frontend]*Service{}, map[netip.Addr]Kind{}
 	}
 	w.services[frontend{s.Addr, s.Proto}] = s
-	if s.Kind != NodePort {
+	if s.Kind != NodePort && !w.servesNodePorts(s.Addr.Addr()) {
 		w.addresses[s.Addr.Addr()] = s.Kind
 	}
 }
