@@ -13,6 +13,7 @@
 #include "peer.h"
 
 #define AF_INET 2
+#define IPPROTO_UDP 17
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -32,13 +33,26 @@ static __always_inline bool somewhere_to_go(const struct sock_peer *peer)
 	return range_count(*(volatile __u64 *)&state->internal) != 0;
 }
 
+/* Whether another Service has the address now that the socket named. */
+static __always_inline bool moved(const struct sock_peer *peer, const struct backend *b)
+{
+	struct tuple t = { .v6 = peer->v6 };
+	struct frontend_state *state;
+	__u32 id;
+
+	if (!lookup_key(&t, &peer->vip, peer->vip_port, IPPROTO_UDP, &id))
+		return false;
+	state = bpf_map_lookup_elem(&frontend_state, &id);
+	return state && state->service_port != b->service_port;
+}
+
 static __always_inline bool backend_serves(const struct sock_peer *peer)
 {
 	struct backend b;
 
 	return read_backend(peer->v6, peer->backend_id, &b) &&
 	       b.generation == peer->backend_generation &&
-	       (b.flags & BACKEND_STATE_MASK) != BACKEND_DEAD;
+	       (b.flags & BACKEND_STATE_MASK) != BACKEND_DEAD && !moved(peer, &b);
 }
 
 static __always_inline struct address address6(const struct in6_addr *a)

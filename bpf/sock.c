@@ -269,6 +269,7 @@ static __always_inline enum verdict next_peer(struct bpf_sock_addr *ctx,
 	struct choice chosen = {};
 	enum verdict verdict = VERDICT_PASS;
 
+	old->several = 1; /* also when it comes back */
 	if (!old->spilled) {
 		old->spilled = 1;
 		spill_peer(cookie, old);
@@ -316,6 +317,7 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6_ctx,
 	} else {
 		verdict = resolve(ctx, t, &chosen, &why);
 		fill_peer(&fresh, t, &chosen);
+		fresh.several = peer && peer->several;
 	}
 	if (verdict == VERDICT_PASS)
 		return SYS_PROCEED;

@@ -259,7 +259,10 @@ func (l *Loader) load(set *maps.Set) (map[string]*ebpf.Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read socket iterator: %w", err)
 	}
-	if err := udp.Variables["may_destroy"].Set(!l.cfg.WithoutSockDestroy); err != nil {
+	if err := errors.Join(
+		udp.Variables["may_destroy"].Set(!l.cfg.WithoutSockDestroy),
+		set.SetConstants(udp),
+	); err != nil {
 		return nil, fmt.Errorf("configure socket iterator: %w", err)
 	}
 	iterators, err := l.loadAgainst(udp, set)

@@ -47,7 +47,8 @@ static __always_inline void fill_peer(struct sock_peer *peer,
 }
 
 /* Whether datagrams may go on to the peer's backend: its frontend is still the
- * same one, and the endpoint serves, though perhaps nobody new is sent there.
+ * same one, of the same Service, and the endpoint serves, though perhaps nobody
+ * new is sent there.
  */
 static __always_inline bool still_serves(const struct sock_peer *peer, bool v6)
 {
@@ -60,6 +61,7 @@ static __always_inline bool still_serves(const struct sock_peer *peer, bool v6)
 	if (!read_backend(v6, peer->backend_id, &b))
 		return false;
 	return b.generation == peer->backend_generation &&
+	       b.service_port == state->service_port &&
 	       (b.flags & BACKEND_STATE_MASK) != BACKEND_DEAD;
 }
 

@@ -181,12 +181,14 @@ func (r *Reconciler) deleteKey(addr netip.AddrPort, proto uint8) {
 }
 
 // removeFrontend takes the entry away; its state stays readable for programs
-// that hold the id, until the grace period is over.
+// that hold the id, until the grace period is over. Sockets that remember it
+// learn by the generation that it is none any more.
 func (r *Reconciler) removeFrontend(f *frontend) {
 	delete(r.frontends, f.key)
 	f.registered = false
 	r.retire(retiree{kind: frontendID, id: f.id})
 	r.deleteKey(f.key.Addr, uint8(f.key.Protocol))
+	r.set.FrontendState.At(f.id).Generation++
 }
 
 // use counts a frontend at its address: filter bit and owner entry come with

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"portolan.dev/portolan/loader"
+	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/service"
 	"portolan.dev/portolan/test/world"
 )
@@ -111,6 +112,48 @@ func closesStaleSockets(t *testing.T, s *stage) {
 	}
 }
 
+// An address that goes to another Service takes its datagrams along, although
+// the endpoint they went to lives on in the Service that lost it.
+func TestDatagramsFollowAnAddressToAnotherService(t *testing.T) {
+	s := newStage(t)
+	for _, vip := range []string{"10.96.0.10", "fd00:10:96::10"} {
+		s.serve(webService(), s.pods[0])
+		addr := netip.AddrPortFrom(netip.MustParseAddr(vip), 80).String()
+		sending, r := s.client.Open("udp", addr, world.Unconnected())
+		if r.Err() != nil {
+			t.Fatal(r.Err())
+		}
+		connected, r := s.client.Open("udp", addr)
+		if r.Err() != nil {
+			t.Fatal(r.Err())
+		}
+		if got := sending.Exchange(); got.Backend != "p1" {
+			t.Fatalf("%s: answer from %q (%v), want p1", vip, got.Backend, got.Err())
+		}
+		loser, heir := webService(), webService()
+		loser.ClusterIPs = []netip.Addr{netip.MustParseAddr("10.96.0.11"), netip.MustParseAddr("fd00:10:96::11")}
+		heir.Name.Name = "heir"
+		for i := range heir.Ports {
+			heir.Ports[i].NodePort = 0
+		}
+		s.serve(loser, s.pods[0])
+		s.serve(heir, s.pods[1])
+		if got := sending.Exchange(); got.Backend != "p2" {
+			t.Errorf("%s: answer from %q (%v), want p2", vip, got.Backend, got.Err())
+		}
+		closed, err := s.loader.CloseStaleUDP(s.clientPod.Namespace.Path())
+		if err != nil || closed != 1 {
+			t.Errorf("%s: %d sockets closed (%v), want the connected one", vip, closed, err)
+		}
+		if got := connected.Exchange(); got.Err() == nil {
+			t.Errorf("%s: the connected socket is answered by %s", vip, got.Backend)
+		}
+		sending.Close()
+		connected.Close()
+		s.apply(compile.Update{Services: map[service.Name]*service.Service{heir.Name: nil}})
+	}
+}
+
 // Two VIPs in turn on one unconnected socket: each answer bears the name of the
 // address that was asked, although both Services have the same pods, and each
 // Service keeps its backend.
@@ -167,6 +210,31 @@ func alternate(addrs string) error {
 				return fmt.Errorf("%s answered %q, then %q", addr, old, buffer[:n])
 			}
 			answers[addr] = string(buffer[:n])
+		}
+	}
+	return together(conn, strings.Fields(addrs))
+}
+
+// together asks the first address, the second and the first again before it
+// reads an answer.
+func together(conn *net.UDPConn, addrs []string) error {
+	waiting := map[netip.AddrPort]int{}
+	for _, addr := range []string{addrs[0], addrs[1], addrs[0]} {
+		to := netip.MustParseAddrPort(addr)
+		waiting[to]++
+		if _, err := conn.WriteToUDPAddrPort([]byte("who are you"), to); err != nil {
+			return err
+		}
+	}
+	buffer := make([]byte, 1500)
+	for range 3 {
+		_, from, err := conn.ReadFromUDPAddrPort(buffer)
+		if err != nil {
+			return err
+		}
+		got := netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		if waiting[got]--; waiting[got] < 0 {
+			return fmt.Errorf("asked %v at once, one answer too many came from %s", addrs, got)
 		}
 	}
 	return nil
