@@ -27,8 +27,7 @@ type (
 	Failure = probe.Failure
 )
 
-// defaultTimeout limits a socket call of a probe unless Timeout is given. It
-// is scaled as Eventually's deadline is.
+// defaultTimeout limits a socket call of a probe unless Timeout is given.
 const defaultTimeout = 3 * time.Second
 
 // Option changes how a probe opens a socket.
@@ -43,12 +42,14 @@ func Mapped() Option { return func(o *probe.Options) { o.Mapped = true } }
 // Unconnected sends UDP with sendto and receives with recvfrom.
 func Unconnected() Option { return func(o *probe.Options) { o.Unconnected = true } }
 
-// Timeout limits each socket call; it is not scaled. A call that takes longer
-// ends with ETIMEDOUT.
-func Timeout(d time.Duration) Option { return func(o *probe.Options) { o.Timeout = d } }
+// Timeout limits each socket call, scaled: where everything is slow a late answer
+// must not count as silence. A call that takes longer ends with ETIMEDOUT.
+func Timeout(d time.Duration) Option {
+	return func(o *probe.Options) { o.Timeout = Scaled(d) }
+}
 
 func options(opts []Option) probe.Options {
-	o := probe.Options{Timeout: scaled(defaultTimeout)}
+	o := probe.Options{Timeout: Scaled(defaultTimeout)}
 	for _, opt := range opts {
 		opt(&o)
 	}

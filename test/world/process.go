@@ -70,8 +70,8 @@ func (p *Process) Wait(limit time.Duration) error {
 	select {
 	case <-p.done:
 		return p.err
-	case <-time.After(scaled(limit)):
-		return fmt.Errorf("wait for %s: still running after %v", p.label, scaled(limit))
+	case <-time.After(Scaled(limit)):
+		return fmt.Errorf("wait for %s: still running after %v", p.label, Scaled(limit))
 	}
 }
 
@@ -82,9 +82,9 @@ func (p *Process) Stop(limit time.Duration) error {
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(scaled(limit)):
+	case <-time.After(Scaled(limit)):
 		p.Kill()
-		return fmt.Errorf("stop %s: still running %v after SIGTERM, killed", p.label, scaled(limit))
+		return fmt.Errorf("stop %s: still running %v after SIGTERM, killed", p.label, Scaled(limit))
 	}
 }
 

@@ -20,9 +20,10 @@ const (
 	patience = 10 * time.Second
 )
 
-// scaled multiplies d by the environment's time scale; values below 1 and
-// nonsense count as 1.
-func scaled(d time.Duration) time.Duration {
+// Scaled multiplies a deadline by the environment's time scale; values below 1
+// and nonsense count as 1. Wait, Eventually, Timeout and the limits of processes
+// are scaled already.
+func Scaled(d time.Duration) time.Duration {
 	scale, err := strconv.ParseFloat(os.Getenv(TimeScaleEnv), 64)
 	if err != nil || scale < 1 {
 		return d
@@ -33,7 +34,7 @@ func scaled(d time.Duration) time.Duration {
 // Wait calls f until it returns nil, and returns its last error when limit
 // (scaled) has gone by. f is called at least once.
 func Wait(limit time.Duration, f func() error) error {
-	limit = scaled(limit)
+	limit = Scaled(limit)
 	deadline := time.Now().Add(limit)
 	for {
 		err := f()
