@@ -111,7 +111,7 @@ func TestEndpointsBehindAVXLANOverlayAreReached(t *testing.T) {
 				s.serve(svc, s.near[0], s.far[0])
 				for name, addr := range s.frontends() {
 					for _, proto := range []string{"tcp", "udp"} {
-						report := world.Must(s.client.DialMany(proto, addr, 20))(t)
+						report := world.Must(s.client.DialMany(proto, addr, 40))(t)
 						if report.Failed > 0 || len(report.Backends) != 2 {
 							t.Errorf("%s %s: %d failed, answers %v, first failure %+v", name, proto, report.Failed, report.Backends, report.Failures)
 						}

@@ -16,7 +16,7 @@ func TestClientsOutsideReachEndpointsHereAndElsewhere(t *testing.T) {
 			s.serve(webService(), s.near[0], s.near[1], s.far[0], s.far[1])
 			for name, addr := range s.frontends() {
 				for _, proto := range []string{"tcp", "udp"} {
-					report := world.Must(s.client.DialMany(proto, addr, 40))(t)
+					report := world.Must(s.client.DialMany(proto, addr, 80))(t)
 					if report.Failed > 0 || len(report.Backends) != 4 {
 						t.Errorf("%s %s: %d failed, answers %v, first failure %+v", name, proto, report.Failed, report.Backends, report.Failures)
 					}
