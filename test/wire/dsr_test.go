@@ -35,7 +35,7 @@ func TestEndpointsElsewhereAnswerClientsDirectly(t *testing.T) {
 					want = s.host.IPv6()
 				}
 				for _, proto := range []string{"tcp", "udp"} {
-					report := world.Must(s.client.DialMany(proto, addr, 30))(t)
+					report := world.Must(s.client.DialMany(proto, addr, 60))(t)
 					if report.Failed > 0 || len(report.Backends) != 3 {
 						t.Errorf("%s %s: %d failed, answers %v, first failure %+v", name, proto, report.Failed, report.Backends, report.Failures)
 					}
@@ -104,8 +104,10 @@ func TestEndpointsElsewhereLearnOfNarrowerPathsToClients(t *testing.T) {
 	both(t, func(t *testing.T, s *stage) {
 		pod := s.echo(s.there, "echo")
 		s.serve(direct(), pod)
+		mtu := uint16(1400)
 		for name, addr := range s.frontends() {
-			if err := s.narrowBack(addr, pod); err != nil {
+			mtu -= 10 // the endpoint knows of the client what the last one taught it
+			if err := s.narrowBack(addr, pod, mtu); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
@@ -149,7 +151,7 @@ func TestClientsLearnOfNarrowerPathsBetweenNodes(t *testing.T) {
 
 // narrowBack has the client's side say that an answer to it was too large, and
 // waits until the endpoint knows.
-func (s *stage) narrowBack(addr string, pod *world.Pod) error {
+func (s *stage) narrowBack(addr string, pod *world.Pod, mtu uint16) error {
 	to := netip.MustParseAddrPort(addr)
 	client := s.host.IPv4()
 	if to.Addr().Is6() {
@@ -167,8 +169,8 @@ func (s *stage) narrowBack(addr string, pod *world.Pod) error {
 	complaint := packet(to.Addr(), client, ports(to, from))
 	return world.Wait(short, func() error { // until the nodes know the flow
 		return errors.Join(
-			s.host.Do(func() error { return tooBig(to.Addr(), 1300, complaint) }),
-			pod.Do(func() error { return knows(client, 1300) }))
+			s.host.Do(func() error { return tooBig(to.Addr(), mtu, complaint) }),
+			pod.Do(func() error { return knows(client, int(mtu)) }))
 	})
 }
 
