@@ -187,3 +187,6 @@ func (s *stage) names(p *world.Probe, proto, addr string, count int) map[string]
 }
 
 const short = 2 * time.Second
+
+// impatient is for what nobody answers.
+const impatient = 300 * time.Millisecond

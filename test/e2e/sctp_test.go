@@ -26,7 +26,7 @@ func TestSCTPSocketsAreNotSeenByTheSocketHook(t *testing.T) {
 	if r := s.client.Dial("sctp", s.pods[0].IPv4().String()+":8080"); r.Backend != "p1" {
 		t.Errorf("to the pod itself: %v", r.Err())
 	}
-	if r := s.client.Dial("sctp", "10.96.0.10:8080", world.Timeout(short)); r.Errno != syscall.ETIMEDOUT {
+	if r := s.client.Dial("sctp", "10.96.0.10:8080", world.Timeout(impatient)); r.Errno != syscall.ETIMEDOUT {
 		t.Errorf("to the Service: %v, backend %q; want no answer", r.Err(), r.Backend)
 	}
 }

@@ -238,7 +238,7 @@ func TestAddressesOfAProxyingLoadBalancerAreLeftToIt(t *testing.T) {
 		if r := probe.Dial("tcp", "203.0.113.10:80"); r.Err() != nil {
 			t.Errorf("%s, ipMode VIP: %v", who, r.Err())
 		}
-		if r := probe.Dial("tcp", "203.0.113.20:80", world.Timeout(short)); r.Backend != "" || r.Errno == syscall.ECONNREFUSED {
+		if r := probe.Dial("tcp", "203.0.113.20:80", world.Timeout(impatient)); r.Backend != "" || r.Errno == syscall.ECONNREFUSED {
 			t.Errorf("%s, ipMode Proxy: %v, backend %q, want that it went out", who, r.Errno, r.Backend)
 		}
 	}
@@ -332,7 +332,7 @@ func TestAServiceOfAnotherProxyIsLetPass(t *testing.T) {
 	svc.ProxyName = "other"
 	s.serve(svc, s.pods...)
 	// Nobody else serves it here: the call is not refused, and gets no answer.
-	if r := s.client.Dial("tcp", "10.96.0.10:80", world.Timeout(300*time.Millisecond)); r.Errno != syscall.ETIMEDOUT {
+	if r := s.client.Dial("tcp", "10.96.0.10:80", world.Timeout(impatient)); r.Errno != syscall.ETIMEDOUT {
 		t.Errorf("connect: %v, want no answer at all", r.Errno)
 	}
 	s.apply(compile.Update{Services: map[service.Name]*service.Service{web: nil}})

@@ -196,7 +196,7 @@ func alternate(addrs string) error {
 			if _, err := conn.WriteToUDPAddrPort([]byte("who are you"), to); err != nil {
 				return err
 			}
-			if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			if err := conn.SetReadDeadline(time.Now().Add(world.Scaled(5 * time.Second))); err != nil {
 				return err
 			}
 			n, from, err := conn.ReadFromUDPAddrPort(buffer)

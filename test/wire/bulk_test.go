@@ -66,7 +66,7 @@ func echoDatagrams(c net.PacketConn) {
 // dial connects from the client's namespace.
 func (s *stage) dial(proto, addr string) (conn net.Conn, err error) {
 	err = s.host.Do(func() error {
-		d := net.Dialer{Timeout: short}
+		d := net.Dialer{Timeout: world.Scaled(short)}
 		conn, err = d.Dial(proto, addr)
 		return err
 	})
@@ -124,7 +124,7 @@ func (s *stage) bounce(proto, addr string, data []byte) error {
 // bounceOver is bounce over a connection, which it closes.
 func bounceOver(conn net.Conn, data []byte) error {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(world.Scaled(10 * time.Second)))
 	sent := make(chan error, 1)
 	go func() {
 		_, err := conn.Write(data)

@@ -46,7 +46,7 @@ func (s *stage) attachPods(n *dataplane) {
 // program sees it, as with a virtual machine in the pod.
 func unseen(pod *world.Pod, proto, addr string) (conn net.Conn, err error) {
 	err = pod.Do(func() error {
-		conn, err = (&net.Dialer{Timeout: short}).Dial(proto, addr)
+		conn, err = (&net.Dialer{Timeout: world.Scaled(short)}).Dial(proto, addr)
 		return err
 	})
 	return conn, err

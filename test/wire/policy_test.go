@@ -140,6 +140,9 @@ func TestSourceRangesGuardLoadBalancerAddresses(t *testing.T) {
 				t.Errorf("%s from outside the ranges: %v, want silence", addr, r)
 			}
 		}
+		if s.count("source-range") == 0 {
+			t.Error("drops are not counted")
+		}
 		svc.SourceRanges = []netip.Prefix{netip.PrefixFrom(s.host.IPv4(), 32), netip.PrefixFrom(s.host.IPv6(), 128)}
 		s.serve(svc, s.near[0], s.far[0])
 		for _, addr := range []string{"203.0.113.10:80", "[2001:db8:1b::10]:80"} {
