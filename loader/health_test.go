@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/test/kernel"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -147,6 +148,9 @@ func TestAWireProgramThatIsLostIsAFault(t *testing.T) {
 		attachedTo(t, cfg, func(l *Loader, _ *maps.Set, uplink int) {
 			expect(t, name+": everything attached", l.Faults(published(published4, published6)))
 			d := l.devices[uplink]
+			if tcx := !cfg.WithoutTCX && kernel.Has(t, kernel.TCX); tcx != (d.status.Hook == "tcx") {
+				t.Errorf("%s: tc is attached by %s", name, d.status.Hook)
+			}
 			want := "device eth0: tc egress: somebody detached it"
 			switch hook := d.tc[1].(type) {
 			case tcxLink:

@@ -27,6 +27,7 @@ import (
 	"portolan.dev/portolan/pkg/node"
 	"portolan.dev/portolan/pkg/reconcile"
 	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/kernel"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -68,6 +69,22 @@ var modes = []mode{
 	{"clsact", loader.XDPDisabled, false},
 	{"xdp generic", loader.XDPGeneric, true},
 	{"xdp native", loader.XDPNative, true},
+}
+
+// serves is what has to serve the nodes' uplinks in this mode.
+func (m mode) serves(t *testing.T) loader.DeviceStatus {
+	t.Helper()
+	want := loader.DeviceStatus{Name: "eth0", Hook: "clsact", XDP: "native"}
+	if m.tcx && kernel.Has(t, kernel.TCX) {
+		want.Hook = "tcx"
+	}
+	switch m.xdp {
+	case loader.XDPDisabled:
+		want.XDP = "none"
+	case loader.XDPGeneric:
+		want.XDP = "generic"
+	}
+	return want
 }
 
 func newStage(t *testing.T, m mode) *stage {
@@ -119,13 +136,8 @@ func (s *stage) start(n *dataplane, m mode) {
 			s.t.Error(err)
 		}
 	})
-	for _, d := range n.devices {
-		if d.Problem != "" || d.Name != "eth0" {
-			s.t.Fatalf("device %+v", d)
-		}
-	}
-	if len(n.devices) != 1 {
-		s.t.Fatalf("devices served: %+v, want eth0", n.devices)
+	if want := m.serves(s.t); len(n.devices) != 1 || n.devices[0] != want {
+		s.t.Fatalf("devices served: %+v, want %+v", n.devices, want)
 	}
 }
 

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"portolan.dev/portolan/loader"
 	"portolan.dev/portolan/pkg/service"
 	"portolan.dev/portolan/test/world"
 )
@@ -19,7 +21,7 @@ import (
 // overlay lays a VXLAN between the nodes as flannel does: a device a node with
 // the first address of the pods' network, permanent neighbours, and a route to
 // the other node's pods by the other's device.
-func (s *stage) overlay() {
+func (s *stage) overlay(m mode) {
 	s.t.Helper()
 	macs := map[*dataplane]net.HardwareAddr{s.here: {2, 0, 0, 0, 0, 1}, s.there: {2, 0, 0, 0, 0, 2}}
 	for n, other := range map[*dataplane]*dataplane{s.here: s.there, s.there: s.here} {
@@ -54,12 +56,14 @@ func (s *stage) overlay() {
 			s.t.Fatal(err)
 		}
 		n.reconciler.RoutesChanged()
-		names := map[string]bool{}
-		for _, d := range n.devices {
-			names[d.Name] = d.Problem == "" || d.XDP == "none"
+		uplink := m.serves(s.t)
+		tunnel := uplink
+		tunnel.Name = "flannel.1"
+		if uplink.XDP == "native" { // which a VXLAN device cannot do
+			tunnel.XDP = "generic"
 		}
-		if !names["flannel.1"] || !names["eth0"] {
-			s.t.Fatalf("devices served: %+v, want eth0 and flannel.1", n.devices)
+		if want := []loader.DeviceStatus{uplink, tunnel}; !slices.Equal(n.devices, want) {
+			s.t.Fatalf("devices served: %+v, want %+v", n.devices, want)
 		}
 	}
 }
@@ -96,15 +100,12 @@ func routeOver(dev *netlink.Vxlan, pods netip.Prefix, mac net.HardwareAddr) erro
 // Requests leave by the overlay's device and answers come in by it, or, with
 // direct server return, leave the other node by its uplink.
 func TestEndpointsBehindAVXLANOverlayAreReached(t *testing.T) {
-	for _, forwarding := range []service.Forwarding{service.SNAT, service.DSR} {
-		for _, m := range modes {
-			t.Run(fmt.Sprintf("%s, mode %d", m.name, forwarding), func(t *testing.T) {
+	for name, forwarding := range map[string]service.Forwarding{"masqueraded": service.SNAT, "dsr": service.DSR} {
+		for _, m := range append(modes[:3:3], mode{"xdp best-effort", loader.XDPBestEffort, true}) {
+			t.Run(m.name+", "+name, func(t *testing.T) {
 				t.Parallel()
-				if m.xdp == modes[3].xdp {
-					m.xdp = modes[2].xdp // a VXLAN device has no XDP of its own
-				}
 				s := newStage(t, m)
-				s.overlay()
+				s.overlay(m)
 				svc := webService()
 				svc.Forwarding = forwarding
 				echo := s.echo(s.there, "echo")
