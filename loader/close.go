@@ -17,20 +17,29 @@ import (
 	"portolan.dev/portolan/bpf"
 )
 
+// ClosedUDP counts closed sockets by the way in which they were closed.
+type ClosedUDP struct {
+	ByProgram int // at once, by bpf_sock_destroy
+	ByDiag    int // one by one through SOCK_DIAG
+}
+
+// Total is how many were closed.
+func (c ClosedUDP) Total() int { return c.ByProgram + c.ByDiag }
+
 // CloseStaleUDP closes the connected UDP sockets whose backend stopped serving
 // while others serve, in the network namespace of the given path (such as
 // /run/netns/x or /proc/7/ns/net), or in the agent's own when it is empty. It
-// returns how many it closed. The owners see ECONNABORTED and connect anew.
+// returns what it closed. Owners who wait for an answer see ECONNABORTED, others
+// EDESTADDRREQ when they send; both connect anew.
 //
 // Entering another namespace takes CAP_SYS_ADMIN. It may run concurrently with
 // everything else.
-func (l *Loader) CloseStaleUDP(namespace string) (int, error) {
+func (l *Loader) CloseStaleUDP(namespace string) (closed ClosedUDP, err error) {
 	program := l.closeUDP
 	if program == nil {
-		return 0, nil
+		return closed, nil
 	}
-	closed := 0
-	err := inNamespace(namespace, func() error {
+	err = inNamespace(namespace, func() error {
 		iterator, err := link.AttachIter(link.IterOptions{Program: program})
 		if err != nil {
 			return fmt.Errorf("list UDP sockets: %w", err)
@@ -42,31 +51,30 @@ func (l *Loader) CloseStaleUDP(namespace string) (int, error) {
 	return closed, err
 }
 
-func closeListed(iterator *link.Iter) (int, error) {
+func closeListed(iterator *link.Iter) (closed ClosedUDP, err error) {
 	// Which namespace is listed is decided here, by the thread that opens.
 	list, err := iterator.Open()
 	if err != nil {
-		return 0, fmt.Errorf("list UDP sockets: %w", err)
+		return closed, fmt.Errorf("list UDP sockets: %w", err)
 	}
 	defer list.Close()
 	data, err := io.ReadAll(list)
 	if err != nil {
-		return 0, fmt.Errorf("list UDP sockets: %w", err)
+		return closed, fmt.Errorf("list UDP sockets: %w", err)
 	}
-	closed := 0
 	var errs []error
 	for r := bytes.NewReader(data); r.Len() > 0; {
 		var stale bpf.LbStaleSocket
 		if err := binary.Read(r, binary.NativeEndian, &stale); err != nil {
 			return closed, fmt.Errorf("read list of UDP sockets: %w", err)
 		}
-		if stale.Destroyed == 0 {
-			if err := destroy(&stale); err != nil {
-				errs = append(errs, err)
-				continue
-			}
+		if stale.Destroyed != 0 {
+			closed.ByProgram++
+		} else if err := destroy(&stale); err != nil {
+			errs = append(errs, err)
+		} else {
+			closed.ByDiag++
 		}
-		closed++
 	}
 	return closed, errors.Join(errs...)
 }

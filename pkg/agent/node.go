@@ -95,8 +95,8 @@ func (a *Agent) closeStale(ctx context.Context) error {
 		}
 		for _, path := range a.namespaces() {
 			closed, err := a.loader.CloseStaleUDP(path)
-			if closed > 0 {
-				a.log.Info("closed UDP sockets of stopped backends", "sockets", closed, "namespace", shown(path))
+			if closed.Total() > 0 {
+				a.log.Info("closed UDP sockets of stopped backends", "sockets", closed.Total(), "namespace", shown(path))
 			}
 			if err != nil && !os.IsNotExist(err) {
 				a.log.Debug("cannot look for UDP sockets of stopped backends", "namespace", shown(path), "error", err)
