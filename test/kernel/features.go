@@ -5,14 +5,10 @@ package kernel
 import (
 	"errors"
 	"fmt"
-	"net"
-	"runtime"
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,29 +21,22 @@ type Feature struct {
 	probe func() error
 }
 
-// The table. What every supported kernel has is not in it: tests rely on that
-// without asking.
+// The table: what some test asks for. What every supported kernel has is not in
+// it, for tests rely on that without asking.
 var (
 	TCX         = Feature{"tcx", since6_12, haveTCX}
 	SockDestroy = Feature{"bpf_sock_destroy", since6_12, kfunc("bpf_sock_destroy")}
-	DynptrSkb   = Feature{"dynptrs of packets", since6_12, kfunc("bpf_dynptr_from_skb")}
-	NetnsCookie = Feature{"namespace cookies in tc programs", newestOnly, helper(ebpf.SchedCLS, asm.FnGetNetnsCookie)}
 	SCTP        = Feature{"SCTP sockets", debian, haveSCTP}
 	XDPFeatures = Feature{"XDP features of devices", since6_12, haveXDPFeatures}
-	Netkit      = Feature{"netkit devices", only6_12, device(&netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, Mode: netlink.NETKIT_MODE_L3})}
-	IPIP        = Feature{"ipip devices", debian, device(&netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: "probe"}, Local: net.IPv4(192, 0, 2, 1), Remote: net.IPv4(192, 0, 2, 2)})}
-	Dummy       = Feature{"dummy devices", debian, device(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "probe"}})}
 )
 
 // Features are all of the table.
 func Features() []Feature {
-	return []Feature{TCX, SockDestroy, DynptrSkb, NetnsCookie, SCTP, XDPFeatures, Netkit, IPIP, Dummy}
+	return []Feature{TCX, SockDestroy, SCTP, XDPFeatures}
 }
 
 var (
-	since6_12  = []Series{Linux6_12, Newest}
-	only6_12   = []Series{Linux6_12} // brought by 6.7, but not in every configuration
-	newestOnly = []Series{Newest}
+	since6_12 = []Series{Linux6_12, Newest}
 	// debian builds it as a module; another configuration may leave it out.
 	debian = []Series{Linux6_1, Linux6_12}
 )
@@ -62,10 +51,6 @@ func (f Feature) Probe() error {
 		return err
 	}
 	return f.probe()
-}
-
-func helper(t ebpf.ProgramType, function asm.BuiltinFunc) func() error {
-	return func() error { return features.HaveProgramHelper(t, function) }
 }
 
 // kfunc looks for a function that the kernel lets programs call.
@@ -115,23 +100,6 @@ func haveSCTP() error {
 func haveXDPFeatures() error {
 	_, err := netlink.GenlFamilyGet("netdev")
 	return unsupported(err, unix.ENOENT)
-}
-
-// device adds a link of a kind in a namespace of its own, which goes with the
-// thread.
-func device(l netlink.Link) func() error {
-	return func() error {
-		done := make(chan error, 1)
-		go func() {
-			runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				done <- fmt.Errorf("make a network namespace: %w", err)
-				return
-			}
-			done <- unsupported(netlink.LinkAdd(l), unix.EOPNOTSUPP)
-		}()
-		return <-done
-	}
 }
 
 // Probed is a feature that the table does not have: for a test's own needs.

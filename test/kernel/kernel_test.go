@@ -6,8 +6,12 @@ package kernel_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"regexp"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -49,7 +53,40 @@ func TestAReleaseBelongsToItsSeries(t *testing.T) {
 	}
 }
 
-// Everything in the table is asked for somewhere, and so must work somewhere.
+// Everything in the table is asked for by a test: what nobody asks for is a
+// claim that nobody checks.
+func TestEveryFeatureIsAskedFor(t *testing.T) {
+	table, err := os.ReadFile("features.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`(?m)^\t(\w+) += Feature\{`).FindAllStringSubmatch(string(table), -1)
+	if len(names) != len(kernel.Features()) {
+		t.Fatalf("features.go declares %d features, Features has %d", len(names), len(kernel.Features()))
+	}
+	asked := map[string]bool{}
+	question := regexp.MustCompile(`kernel\.(?:Need|Has)\(\S+, kernel\.(\w+)\)`)
+	err = filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, found := range question.FindAllStringSubmatch(string(text), -1) {
+			asked[found[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if !asked[name[1]] {
+			t.Errorf("no test asks for %s", name[1])
+		}
+	}
+}
+
+// What is asked for must work somewhere.
 func TestEveryFeatureMustWorkOnSomeKernel(t *testing.T) {
 	for _, f := range kernel.Features() {
 		if !f.Must(kernel.Linux6_1) && !f.Must(kernel.Linux6_12) && !f.Must(kernel.Newest) {
