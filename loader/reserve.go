@@ -21,88 +21,116 @@ const reservedPorts = "/proc/sys/net/ipv4/ip_local_reserved_ports"
 func reservedPortsFile(socket string) string { return socket + ".reserved-ports" }
 
 // ReservePorts keeps the kernel from giving a socket of this node a port of a
-// range, ends included, and remembers beside the agent's socket that it did.
+// range, ends included, and remembers beside the agent's socket which of them
+// were not reserved before.
 func ReservePorts(socket string, first, last uint16) error {
-	list, err := readReserved()
+	reserved, err := readPorts(reservedPorts)
 	if err != nil {
-		return err
+		return fmt.Errorf("read reserved ports: %w", err)
 	}
-	if reserved(list, first, last) {
+	file := reservedPortsFile(socket)
+	ours, err := readPorts(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		ours = &portSet{}
+	} else if err != nil {
+		return fmt.Errorf("read which ports were reserved: %w", err)
+	}
+	missing := false
+	for p := int(first); p <= int(last); p++ {
+		if !reserved[p] {
+			reserved[p], ours[p], missing = true, true, true
+		}
+	}
+	if !missing {
 		return nil
 	}
-	item := fmt.Sprintf("%d-%d", first, last)
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return fmt.Errorf("remember reserved ports: %w", err)
 	}
-	if err := os.WriteFile(reservedPortsFile(socket), []byte(item+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(ours.String()+"\n"), 0o600); err != nil {
 		return fmt.Errorf("remember reserved ports: %w", err)
 	}
-	return writeReserved(append(list, item))
+	return writeReserved(reserved)
 }
 
 // RestoreReservedPorts takes back what ReservePorts did; with dryRun it only
 // tells.
 func RestoreReservedPorts(socket string, dryRun bool) ([]string, error) {
-	data, err := os.ReadFile(reservedPortsFile(socket))
+	ours, err := readPorts(reservedPortsFile(socket))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read which ports were reserved: %w", err)
 	}
-	item := strings.TrimSpace(string(data))
-	done := []string{fmt.Sprintf("ports %s from net.ipv4.ip_local_reserved_ports", item)}
+	done := []string{fmt.Sprintf("ports %s from net.ipv4.ip_local_reserved_ports", ours)}
 	if dryRun {
 		return done, nil
 	}
-	list, err := readReserved()
+	reserved, err := readPorts(reservedPorts)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read reserved ports: %w", err)
 	}
-	kept := make([]string, 0, len(list))
-	for _, have := range list {
-		if have != item {
-			kept = append(kept, have)
-		}
+	for p := range reserved {
+		reserved[p] = reserved[p] && !ours[p]
 	}
-	if err := writeReserved(kept); err != nil {
+	if err := writeReserved(reserved); err != nil {
 		return nil, err
 	}
 	return done, os.Remove(reservedPortsFile(socket))
 }
 
-func readReserved() ([]string, error) {
-	data, err := os.ReadFile(reservedPorts)
-	if err != nil {
-		return nil, fmt.Errorf("read reserved ports: %w", err)
-	}
-	text := strings.TrimSpace(string(data))
-	if text == "" {
-		return nil, nil
-	}
-	return strings.Split(text, ","), nil
-}
-
-func writeReserved(list []string) error {
+func writeReserved(s *portSet) error {
 	// An empty list is written as an empty line.
-	if err := os.WriteFile(reservedPorts, []byte(strings.Join(list, ",")+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(reservedPorts, []byte(s.String()+"\n"), 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", reservedPorts, err)
 	}
 	return nil
 }
 
-// reserved tells whether one item of a list such as "80,100-200" holds a range.
-func reserved(list []string, first, last uint16) bool {
-	for _, item := range list {
+// portSet is a list such as "80,100-200", port by port: the kernel joins ranges
+// that touch, so that no range that was written need be found again.
+type portSet [1 << 16]bool
+
+func readPorts(path string) (*portSet, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &portSet{}
+	for _, item := range strings.FieldsFunc(strings.TrimSpace(string(data)), func(r rune) bool { return r == ',' }) {
 		low, high, isRange := strings.Cut(item, "-")
 		if !isRange {
 			high = low
 		}
-		l, errLow := strconv.ParseUint(low, 10, 16)
-		h, errHigh := strconv.ParseUint(high, 10, 16)
-		if errLow == nil && errHigh == nil && uint16(l) <= first && last <= uint16(h) {
-			return true
+		first, errLow := strconv.ParseUint(low, 10, 16)
+		last, errHigh := strconv.ParseUint(high, 10, 16)
+		if err := errors.Join(errLow, errHigh); err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", path, item, err)
+		}
+		for p := first; p <= last; p++ {
+			s[p] = true
 		}
 	}
-	return false
+	return s, nil
+}
+
+func (s *portSet) String() string {
+	var items []string
+	for first := 0; first < len(s); first++ {
+		if !s[first] {
+			continue
+		}
+		last := first
+		for last+1 < len(s) && s[last+1] {
+			last++
+		}
+		item := strconv.Itoa(first)
+		if last > first {
+			item += "-" + strconv.Itoa(last)
+		}
+		items = append(items, item)
+		first = last
+	}
+	return strings.Join(items, ",")
 }
