@@ -3,7 +3,7 @@
 package wire_test
 
 import (
-	"net"
+	"errors"
 	"strings"
 	"testing"
 
@@ -38,107 +38,172 @@ func (s *stage) served() {
 	}
 }
 
-const next = -1 // TC_ACT_UNSPEC, TCX_NEXT
+// Verdicts of tc programs.
+const (
+	next   = -1 // TC_ACT_UNSPEC, TCX_NEXT
+	accept = 0  // TC_ACT_OK, TCX_PASS: nobody behind is asked
+)
 
-func TestProgramsBeforeAndAfterOursAreStillCalled(t *testing.T) {
-	t.Run("tcx", func(t *testing.T) {
-		t.Parallel()
-		kernel.Need(t, kernel.TCX)
-		s := newStage(t, modes[0])
-		s.serve(webService(), s.near[0], s.far[0])
-		counters := map[string]*world.Counter{}
-		var links []link.Link
-		err := s.here.Do(func() error {
-			dev, err := net.InterfaceByName("eth0")
-			if err != nil {
-				return err
-			}
+// unload takes everything of ours off a node.
+func (s *stage) unload(n *dataplane) {
+	s.t.Helper()
+	n.loader.Close()
+	if err := n.Do(func() error { _, err := loader.Cleanup(n.BPFFS(), false); return err }); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// called wants that all neighbours saw packets.
+func called(t *testing.T, counters map[string]*world.Counter) {
+	t.Helper()
+	for name, c := range counters {
+		if world.Must(c.Count())(t) == 0 {
+			t.Errorf("the neighbour at %s is not called", name)
+		}
+	}
+}
+
+// Neighbours that were there before the agent, and such as came later and went
+// before and after ours, are called, and stay when we go.
+func TestTCXProgramsOfOthersAreCalledWhereverTheyAre(t *testing.T) {
+	t.Parallel()
+	kernel.Need(t, kernel.TCX)
+	s := newStage(t, modes[0])
+	s.serve(webService(), s.near[0], s.far[0])
+	counters, links := map[string]*world.Counter{}, map[string]link.Link{}
+	attach := func(place string, anchor link.Anchor) {
+		s.eth0(func(dev netlink.Link) error {
 			for name, side := range map[string]ebpf.AttachType{"ingress": ebpf.AttachTCXIngress, "egress": ebpf.AttachTCXEgress} {
-				for place, anchor := range map[string]link.Anchor{"before": link.Head(), "after": link.Tail()} {
-					c := newCounter(t, ebpf.SchedCLS, next)
-					l, err := link.AttachTCX(link.TCXOptions{Interface: dev.Index, Program: c.Program, Attach: side, Anchor: anchor})
-					if err != nil {
-						return err
-					}
-					t.Cleanup(func() { l.Close() })
-					counters[name+" "+place] = c
-					links = append(links, l)
+				c := newCounter(t, ebpf.SchedCLS, next)
+				l, err := link.AttachTCX(link.TCXOptions{Interface: dev.Attrs().Index, Program: c.Program, Attach: side, Anchor: anchor})
+				if err != nil {
+					return err
 				}
+				t.Cleanup(func() { l.Close() })
+				counters[name+", "+place], links[name+", "+place] = c, l
 			}
 			return nil
 		})
-		if err != nil {
+	}
+	const first = "there first"
+	s.unload(s.here)
+	attach(first, link.Head())
+	s.run(s.here, modes[0])
+	attach("before ours", link.Head())
+	attach("after ours", link.Tail())
+	s.served()
+	called(t, counters)
+
+	final := newCounter(t, ebpf.SchedCLS, accept)
+	for _, side := range []string{"ingress, ", "egress, "} {
+		if err := links[side+first].Update(final.Program); err != nil {
 			t.Fatal(err)
 		}
-		s.served()
-		for name, c := range counters {
-			if world.Must(c.Count())(t) == 0 {
-				t.Errorf("the program at %s ours was not called", name)
+	}
+	s.served() // ours is before who was there first
+	s.unload(s.here)
+	for name, l := range links {
+		if info, err := l.Info(); err != nil || info.TCX().Ifindex == 0 {
+			t.Errorf("after cleanup the link of the neighbour at %s is %+v, %v", name, info, err)
+		}
+	}
+}
+
+// The same with filters: of our own priority before the agent starts, of a
+// later one afterwards.
+func TestFiltersOfOthersAreCalledWhereverTheyAre(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, modes[1])
+	s.serve(webService(), s.near[0], s.far[0])
+	sides := map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS}
+	put := func(dev netlink.Link, parent uint32, priority uint16, c *world.Counter) error {
+		return netlink.FilterReplace(&netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{LinkIndex: dev.Attrs().Index, Parent: parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: priority},
+			Fd:          c.Program.FD(), Name: "neighbour", DirectAction: true,
+		})
+	}
+	counters := map[string]*world.Counter{}
+	attach := func(place string, priority uint16) {
+		s.eth0(func(dev netlink.Link) error {
+			for name, parent := range sides {
+				c := newCounter(t, ebpf.SchedCLS, next)
+				if err := put(dev, parent, priority, c); err != nil {
+					return err
+				}
+				counters[name+", "+place] = c
 			}
-		}
-		s.here.loader.Close()
-		if err := s.here.Do(func() error { _, err := loader.Cleanup(s.here.BPFFS(), false); return err }); err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range links {
-			if info, err := l.Info(); err != nil || info.TCX().Ifindex == 0 {
-				t.Errorf("after cleanup a neighbour's link is %+v, %v", info, err)
-			}
-		}
+			return nil
+		})
+	}
+	s.unload(s.here) // which leaves clsact
+	attach("there first", 1)
+	s.run(s.here, modes[1])
+	attach("after ours", 2)
+	s.served()
+	called(t, counters)
+
+	final := newCounter(t, ebpf.SchedCLS, accept)
+	s.eth0(func(dev netlink.Link) error {
+		return errors.Join(put(dev, sides["ingress"], 1, final), put(dev, sides["egress"], 1, final))
 	})
-	t.Run("clsact", func(t *testing.T) {
-		t.Parallel()
-		s := newStage(t, modes[1])
-		s.serve(webService(), s.near[0], s.far[0])
-		counters := map[string]*world.Counter{}
-		filters := func() (n int) {
+	s.served() // ours is before who was there first
+	if n := s.neighbours(); n != 4 {
+		t.Fatalf("%d filters of the neighbours are found, want 4", n)
+	}
+	s.unload(s.here)
+	if n := s.neighbours(); n != 4 {
+		t.Errorf("after cleanup the neighbours have %d filters, had 4", n)
+	}
+}
+
+// neighbours counts the filters of others.
+func (s *stage) neighbours() (n int) {
+	s.t.Helper()
+	s.eth0(func(dev netlink.Link) error {
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			list, err := netlink.FilterList(dev, parent)
+			if err != nil {
+				return err
+			}
+			for _, f := range list {
+				if b, ok := f.(*netlink.BpfFilter); ok && b.Name == "neighbour" {
+					n++
+				}
+			}
+		}
+		return nil
+	})
+	return n
+}
+
+// A device has one XDP program: who comes after ours is refused by the kernel,
+// by link and without, and ours goes on.
+func TestAnXDPProgramAfterOursIsRefused(t *testing.T) {
+	for _, m := range modes[2:] {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t, m)
+			s.serve(webService(), s.near[0], s.far[0])
+			other := newCounter(t, ebpf.XDP, 2) // XDP_PASS
 			s.eth0(func(dev netlink.Link) error {
-				for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-					list, err := netlink.FilterList(dev, parent)
-					if err != nil {
-						return err
+				for name, flag := range map[string]link.XDPAttachFlags{"generic": link.XDPGenericMode, "native": link.XDPDriverMode} {
+					l, err := link.AttachXDP(link.XDPOptions{Program: other.Program, Interface: dev.Attrs().Index, Flags: flag})
+					if err == nil {
+						l.Close()
+						t.Errorf("a link in %s mode is not refused", name)
 					}
-					for _, f := range list {
-						if b, ok := f.(*netlink.BpfFilter); ok && b.Name == "neighbour" {
-							n++
-						}
+					if err := netlink.LinkSetXdpFdWithFlags(dev, other.Program.FD(), int(flag)); err == nil {
+						t.Errorf("a program in %s mode is not refused", name)
 					}
 				}
 				return nil
 			})
-			return n
-		}
-		s.eth0(func(dev netlink.Link) error {
-			for name, parent := range map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS} {
-				c := newCounter(t, ebpf.SchedCLS, next)
-				counters[name] = c
-				err := netlink.FilterAdd(&netlink.BpfFilter{
-					FilterAttrs: netlink.FilterAttrs{LinkIndex: dev.Attrs().Index, Parent: parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 2},
-					Fd:          c.Program.FD(), Name: "neighbour", DirectAction: true,
-				})
-				if err != nil {
-					return err
-				}
+			for _, f := range s.here.loader.Faults(loader.SelfTest{}) {
+				t.Errorf("afterwards: %s", f.Reason)
 			}
-			return nil
+			s.served()
 		})
-		s.served()
-		for name, c := range counters {
-			if world.Must(c.Count())(t) == 0 {
-				t.Errorf("the filter after ours at %s was not called", name)
-			}
-		}
-		if n := filters(); n != 2 {
-			t.Fatalf("%d filters of the neighbour are found, want 2", n)
-		}
-		s.here.loader.Close()
-		if err := s.here.Do(func() error { _, err := loader.Cleanup(s.here.BPFFS(), false); return err }); err != nil {
-			t.Fatal(err)
-		}
-		if n := filters(); n != 2 {
-			t.Errorf("after cleanup the neighbour has %d filters, had 2", n)
-		}
-	})
+	}
 }
 
 // eth0 does something with the node's outward device.
