@@ -186,24 +186,32 @@ func TestTwoAddressesWithOneEndpointDoNotMixUpOneClientPort(t *testing.T) {
 				if pod == s.far[0] {
 					from = netip.AddrPortFrom(from.Addr(), from.Port()+100)
 				}
-				a, r := s.client.Open("tcp", pair[0], world.From(from.String()))
-				if r.Err() != nil {
-					t.Fatalf("%s: %v", pair[0], r)
+				for _, proto := range []string{"tcp", "udp"} {
+					s.twoAtOnce(proto, pair, from)
 				}
-				b, r := s.client.Open("tcp", pair[1], world.From(from.String()))
-				if r.Err() != nil {
-					t.Fatalf("%s while %s is in use from the same port: %v", pair[1], pair[0], r)
-				}
-				for range 3 {
-					if ra, rb := a.Exchange(), b.Exchange(); ra.Err() != nil || rb.Err() != nil {
-						t.Errorf("%s: %v; %s: %v", pair[0], ra.Err(), pair[1], rb.Err())
-					}
-				}
-				a.Close()
-				b.Close()
 			}
 		}
 	})
+}
+
+// twoAtOnce talks to two addresses in turn from one port.
+func (s *stage) twoAtOnce(proto string, to [2]string, from netip.AddrPort) {
+	s.t.Helper()
+	a, r := s.client.Open(proto, to[0], world.From(from.String()))
+	if r.Err() != nil {
+		s.t.Fatalf("%s %s: %v", proto, to[0], r)
+	}
+	defer a.Close()
+	b, r := s.client.Open(proto, to[1], world.From(from.String()))
+	if r.Err() != nil {
+		s.t.Fatalf("%s %s while %s is in use from the same port: %v", proto, to[1], to[0], r)
+	}
+	defer b.Close()
+	for range 3 {
+		if ra, rb := a.Exchange(), b.Exchange(); ra.Err() != nil || rb.Err() != nil {
+			s.t.Errorf("%s: %s: %v; %s: %v", proto, to[0], ra.Err(), to[1], rb.Err())
+		}
+	}
 }
 
 func TestOpenConnectionsOutliveTheirEndpointsPlaceInTheSet(t *testing.T) {
