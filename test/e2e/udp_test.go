@@ -151,7 +151,7 @@ func TestDatagramsFollowAnAddressToAnotherService(t *testing.T) {
 			t.Errorf("%s: answer from %q (%v), want p2", vip, got.Backend, got.Err())
 		}
 		closed, err := s.loader.CloseStaleUDP(s.clientPod.Namespace.Path())
-		if n := closed.ByProgram + closed.ByDiag; err != nil || n != 1 {
+		if n := closed.Total(); err != nil || n != 1 {
 			t.Errorf("%s: %d sockets closed (%v), want the connected one", vip, n, err)
 		}
 		if got := connected.Exchange(); got.Err() == nil {
