@@ -4,11 +4,13 @@ package e2e_test
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"portolan.dev/portolan/pkg/compile"
@@ -184,36 +186,119 @@ func TestAClientWithAffinityStaysWithItsEndpoint(t *testing.T) {
 	}
 }
 
-// A client that was away for longer than the timeout is spread anew: sooner or
-// later it gets another endpoint, which one that stays never does.
-func TestAffinityEndsWithItsTimeout(t *testing.T) {
+// A client is a network namespace: one that is spread anew does not take others
+// with it.
+func TestEachClientWithAffinityHasAnEndpointOfItsOwn(t *testing.T) {
 	s := newStage(t)
+	other := world.Must(world.Must(s.node.AddPod("other"))(t).Probe())(t)
 	svc := webService()
-	svc.Affinity = time.Second
-	s.serve(svc, s.pods...)
-	const addr = "10.96.0.10:80"
-	first := s.client.Dial("tcp", addr)
-	if got := s.names(s.client, "tcp", addr, 20); got[first.Backend] != 20 {
-		t.Fatalf("answers %v after the first from %s", got, first.Backend)
-	}
-	table := s.reconciler.Tables().Affinity
-	for tries := 0; s.client.Dial("tcp", addr).Backend == first.Backend; tries++ {
-		if tries == 12 { // one in half a million
-			t.Fatalf("still %s after the timeout passed %d times", first.Backend, tries)
+	svc.Affinity = time.Hour
+	for _, addr := range []string{"10.96.0.10:80", "[fd00:10:96::10]:80"} {
+		s.serve(svc, s.pods...)
+		bound := map[*world.Probe]string{s.client: s.bound(s.client, addr)}
+		// The endpoint of the one takes no new clients while the other comes.
+		endpoints := make([]service.Endpoint, len(s.pods))
+		for i, p := range s.pods {
+			endpoints[i] = ready(p)
+			if fmt.Sprintf("p%d", i+1) == bound[s.client] {
+				endpoints[i].Ready, endpoints[i].Terminating = false, true
+			}
 		}
-		err := world.Wait(5*time.Second, func() error {
-			var err error
-			for key, v := range table.All(&err) {
-				if idle := time.Duration(coarse(t) - v.LastSeen); idle <= svc.Affinity {
-					return fmt.Errorf("client %v was seen %v ago", key.Client, idle)
+		s.serveEndpoints(svc, s.pods, endpoints)
+		bound[other] = s.bound(other, addr)
+		if bound[other] == bound[s.client] {
+			t.Fatalf("%s: a new client got %s, which terminates", addr, bound[other])
+		}
+		s.serve(svc, s.pods...)
+		for range 2 {
+			for client, want := range bound {
+				if got := s.names(client, "tcp", addr, 5); got[want] != 5 {
+					t.Errorf("%s: answers %v, want all from %s", addr, got, want)
 				}
 			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
 	}
+}
+
+// bound is the endpoint that a client gets with its next dial.
+func (s *stage) bound(client *world.Probe, addr string) string {
+	s.t.Helper()
+	r := client.Dial("tcp", addr)
+	if err := r.Err(); err != nil {
+		s.t.Fatalf("dial %s: %v", addr, err)
+	}
+	return r.Backend
+}
+
+// Of a hundred endpoints, whoever is spread anew gets another one. A client is
+// when it was away for longer than the timeout, which use begins anew.
+func TestAffinityLastsWhileItIsUsedAndEndsWithItsTimeout(t *testing.T) {
+	s := newStage(t)
+	svc := webService()
+	svc.Affinity = world.Scaled(time.Second).Truncate(time.Second)
+	s.serveCrowd(svc)
+	const addr = "10.96.0.10:80"
+	timeout := uint64(svc.Affinity)
+	began := coarse(t)
+	used, have := began, s.bound(s.client, addr)
+	for used-began < 2*timeout {
+		s.passes(used + timeout*6/10)
+		before := used
+		used = coarse(t)
+		got := s.bound(s.client, addr)
+		if coarse(t)-before >= timeout { // this machine was away for too long, so begin anew
+			began, have = used, got
+		} else if got != have {
+			t.Fatalf("%s answers after %s, %v after the last use", got, have, time.Duration(used-before))
+		}
+	}
+	for tries := 0; ; tries++ {
+		s.passes(coarse(t) + timeout)
+		if got := s.bound(s.client, addr); got != have {
+			return
+		}
+		if tries == 3 { // one in a hundred million
+			t.Fatalf("still %s after the timeout passed %d times", have, tries+1)
+		}
+	}
+}
+
+// serveCrowd makes a Service with a hundred endpoints, all of which the client's
+// own pod answers for.
+func (s *stage) serveCrowd(svc *service.Service) {
+	s.t.Helper()
+	world.Must(s.clientPod.Serve(world.AddressCalled, "tcp:8080"))(s.t)
+	err := s.clientPod.Do(func() error {
+		const loopback = 1
+		return netlink.RouteReplace(&netlink.Route{LinkIndex: loopback, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
+			Dst: &net.IPNet{IP: net.IPv4(10, 245, 0, 0), Mask: net.CIDRMask(24, 32)}})
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	slice := &service.EndpointSlice{
+		Name: svc.Name, Service: svc.Name.Name, Family: service.IPv4,
+		Ports: []service.SlicePort{{Name: "tcp", Protocol: service.TCP, Port: 8080}},
+	}
+	for i := range 100 {
+		addr := netip.AddrFrom4([4]byte{10, 245, 0, byte(1 + i)})
+		slice.Endpoints = append(slice.Endpoints, service.Endpoint{Addr: addr, Ready: true, Serving: true, NodeName: "here"})
+	}
+	s.apply(compile.Update{
+		Services: map[service.Name]*service.Service{svc.Name: svc},
+		Slices:   map[service.Name]*service.EndpointSlice{slice.Name: slice},
+	})
+}
+
+// passes waits until a time on the clock that the programs read has passed.
+func (s *stage) passes(at uint64) {
+	s.t.Helper()
+	world.Eventually(s.t, func() error {
+		if now := coarse(s.t); now <= at {
+			return fmt.Errorf("%v are left", time.Duration(at-now))
+		}
+		return nil
+	})
 }
 
 // coarse is the clock that the programs read.
