@@ -243,7 +243,13 @@ func TestTablesDependOnObjectsAndNotOnHistory(t *testing.T) {
 			ids := b.frontendIDs()
 			edit := drawEdit(t, &b.objects)
 			if rapid.IntRange(0, 3).Draw(t, "restart") == 0 {
+				before := b.untouched(t, edit)
 				b = newBench(t, b.r.set, b.objects)
+				for id, want := range before {
+					if have := b.raw(t, id); have != want {
+						t.Fatalf("service port %s was not edited and has\n%s\nbefore the restart:\n%s", describe(id), have, want)
+					}
+				}
 			} else {
 				b.apply(t, edit)
 			}
@@ -282,6 +288,54 @@ func (b *bench) sameIDs(t rapidT, before map[compile.FrontendKey]uint32) {
 	}
 }
 
+// untouched is what the tables say of the service ports that an edit leaves as
+// they are. The compiler knows them; this agent does not hear of the edit.
+func (b *bench) untouched(t rapidT, edit compile.Update) map[compile.PortID]string {
+	edited := map[compile.PortID]bool{}
+	for _, c := range b.compiler.Apply(edit) {
+		edited[c.ID] = true
+	}
+	out := map[compile.PortID]string{}
+	for id := range b.r.ports {
+		if !edited[id] {
+			out[id] = b.raw(t, id)
+		}
+	}
+	return out
+}
+
+// raw is every byte that programs read of a service port, ids and places
+// included: those of its frontends, the slots that they lead to, its backends.
+func (b *bench) raw(t rapidT, id compile.PortID) string {
+	p, set := b.r.ports[id], b.r.set
+	if p == nil {
+		t.Fatalf("service port %s is gone", describe(id))
+	}
+	var lines []string
+	for key, f := range b.r.frontends {
+		if f.port != p {
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("frontend %v %d %x", key, f.id, set.FrontendState.Words(f.id, 1)))
+		for _, at := range []int{maps.StateInternal, maps.StateExternal} {
+			base, count, _ := maps.SplitRangeWord(set.FrontendState.LoadWord(f.id, at))
+			lines = append(lines, fmt.Sprintf("slots of %v %x", key, set.Slots.Words(base, count)))
+		}
+	}
+	for _, word := range p.words {
+		n, generation := maps.SplitSlotWord(word)
+		switch {
+		case word == 0:
+		case id.Family == service.IPv4:
+			lines = append(lines, fmt.Sprintf("backend %d of generation %d %x", n, generation, set.Backends4.Words(n, 1)))
+		default:
+			lines = append(lines, fmt.Sprintf("backend %d of generation %d %x", n, generation, set.Backends6.Words(n, 1)))
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
 // A new agent that finds everything as it should be writes nothing at all.
 func TestAdoptionOfTrueTablesWritesNothing(t *testing.T) {
 	requireRoot(t)
@@ -302,12 +356,16 @@ func TestAdoptionOfTrueTablesWritesNothing(t *testing.T) {
 
 // image is every byte of every table.
 func image(t rapidT, s *maps.Set) string {
-	n, err1 := s.ServiceNames.Entries()
+	names, err1 := s.ServiceNames.Entries()
 	ends, err2 := s.TunnelEnds.Entries()
-	if err := errors.Join(err1, err2); err != nil {
+	sources4, err3 := s.Sources4.Entries()
+	sources6, err4 := s.Sources6.Entries()
+	nodeAddrs4, err5 := s.NodeAddrs4.Entries()
+	nodeAddrs6, err6 := s.NodeAddrs6.Entries()
+	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 		t.Fatalf("read tables: %v", err)
 	}
-	return fmt.Sprint(s.Frontends4.Entries(), s.Frontends6.Entries(), n, ends, s.FrontendState.Words(0, 64), s.Slots.Words(0, s.Slots.Len()),
+	return fmt.Sprint(s.Frontends4.Entries(), s.Frontends6.Entries(), names, ends, sources4, sources6, nodeAddrs4, nodeAddrs6, s.FrontendState.Words(0, 64), s.Slots.Words(0, s.Slots.Len()),
 		s.Backends4.Words(0, 128), s.Backends6.Words(0, 128), s.VIPFilter.Words(0, s.VIPFilter.Len()), s.NodeConfig.Words(0, 1))
 }
 
