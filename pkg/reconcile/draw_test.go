@@ -153,14 +153,17 @@ func (r *reader) run(stop <-chan struct{}) error {
 	}
 }
 
-// read checks that all backends of the set are of one generation n of the
+// sizeOf is how many endpoints a generation of the Service has.
+func sizeOf(generation byte) uint32 { return 1 + uint32(generation)%7 }
+
+// read checks that all backends of the set are of one generation of the
 // Service, and that there are as many as it has.
 func (r *reader) read() error {
 	base, count, _ := maps.SplitRangeWord(r.set.FrontendState.LoadWord(r.id, maps.StateInternal))
 	if count == 0 {
 		return fmt.Errorf("an empty set")
 	}
-	generation := -1
+	var generation byte
 	for i := range count {
 		runtime.Gosched() // give the writer every chance
 		id, number := maps.SplitSlotWord(r.set.Slots.LoadWord(base+i, 0))
@@ -168,15 +171,14 @@ func (r *reader) read() error {
 		if b.Generation != number {
 			return fmt.Errorf("slot %d names generation %d of backend %d, which has %d", base+i, number, id, b.Generation)
 		}
-		n := int(maps.FromAddr4(b.Addr).As4()[2])
-		if generation >= 0 && n != generation {
+		n := maps.FromAddr4(b.Addr).As4()[2]
+		if i > 0 && n != generation {
 			return fmt.Errorf("a mixed set: endpoints of %d and %d", generation, n)
 		}
 		generation = n
 	}
-	// Only n modulo 256 stands in the address: 1 + n%7 is checked loosely.
-	if count > 7 {
-		return fmt.Errorf("a set of %d", count)
+	if count != sizeOf(generation) {
+		return fmt.Errorf("a set of %d, generation %d has %d", count, generation, sizeOf(generation))
 	}
 	return nil
 }

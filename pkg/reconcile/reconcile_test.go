@@ -19,6 +19,7 @@ import (
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/compile"
 	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/world"
 )
 
 // bench is a compiler and a reconciler on real tables.
@@ -448,15 +449,15 @@ func TestReadersSeeOnlyPublishedSets(t *testing.T) {
 	requireRoot(t)
 	name := service.Name{Namespace: "default", Name: "web"}
 	svc := &service.Service{Name: name, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")}, Ports: []service.Port{{Protocol: service.TCP, Port: 80}}}
-	// Generation n of the Service has endpoints 10.0.n.1 to 10.0.n.k.
-	slice := func(n int) *service.EndpointSlice {
+	// Generation n of the Service has endpoints 10.0.n.1 to 10.0.n.k, with k of n.
+	slice := func(n byte) *service.EndpointSlice {
 		s := &service.EndpointSlice{Name: name, Service: "web", Family: service.IPv4, Ports: []service.SlicePort{{Protocol: service.TCP, Port: 80}}}
-		for i := range 1 + n%7 {
-			s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 0, byte(n), byte(1 + i)}), Ready: true, Serving: true})
+		for i := range sizeOf(n) {
+			s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 0, n, byte(1 + i)}), Ready: true, Serving: true})
 		}
 		return s
 	}
-	update := func(n int) compile.Update {
+	update := func(n byte) compile.Update {
 		return compile.Update{Slices: map[service.Name]*service.EndpointSlice{name: slice(n)}}
 	}
 	first := update(0)
@@ -467,12 +468,13 @@ func TestReadersSeeOnlyPublishedSets(t *testing.T) {
 	b.r.cfg.Wait = reader.wait
 	stop, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- reader.run(stop) }()
-	deadline := time.Now().Add(2 * time.Second)
+	const enough = 50_000
+	deadline := time.Now().Add(world.Scaled(time.Minute))
 	changes := 0
-	for n := 1; time.Now().Before(deadline); n++ {
-		b.apply(t, update(n))
+	for (changes < enough || reader.reads.Load() < enough) && len(done) == 0 && time.Now().Before(deadline) {
 		changes++
-		if n%16 == 0 {
+		b.apply(t, update(byte(changes)))
+		if changes%16 == 0 {
 			b.r.mu.Lock()
 			err := b.r.recycleNow()
 			b.r.mu.Unlock()
@@ -484,8 +486,7 @@ func TestReadersSeeOnlyPublishedSets(t *testing.T) {
 	close(stop)
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-	if reader.reads.Load() < 1000 || changes < 1000 {
-		t.Errorf("%d reads during %d changes prove little", reader.reads.Load(), changes)
+	} else if reads := reader.reads.Load(); changes < enough || reads < enough {
+		t.Errorf("%d reads during %d changes prove little", reads, changes)
 	}
 }
