@@ -11,12 +11,15 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"pgregory.net/rapid"
 
 	"portolan.dev/portolan/bpf"
+	"portolan.dev/portolan/test/world"
 )
 
 // newFrontends4 and newFrontends6 make tables of the smallest size.
@@ -190,6 +193,8 @@ func TestReadersFindWhatStays(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	const enough = 20_000
+	var reads atomic.Int64
 	done := make(chan struct{})
 	var readers sync.WaitGroup
 	for range 2 {
@@ -206,10 +211,16 @@ func TestReadersFindWhatStays(t *testing.T) {
 						return
 					}
 				}
+				reads.Add(1)
 			}
 		})
 	}
-	for round := range 20_000 {
+	deadline := time.Now().Add(world.Scaled(time.Minute))
+	for round := 0; round < enough || reads.Load() < enough; round++ {
+		if t.Failed() || time.Now().After(deadline) {
+			t.Errorf("stopped after %d changes and %d reads", round, reads.Load())
+			break
+		}
 		n := stay + round%32
 		if f.Put(key(n), uint32(n)) == nil && round%3 > 0 {
 			r, _ := f.Remove(key(n))
