@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,12 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"portolan.dev/portolan/test/world"
+	"portolan.dev/portolan/test/kernel"
 )
 
 func TestTheAgentRunsOnKubeProxysConfiguration(t *testing.T) {
 	t.Parallel()
-	const sysctl = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"
 	config := filepath.Join(t.TempDir(), "config.conf")
 	text := `
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -52,19 +50,24 @@ iptables: {syncPeriod: 30s}
 	if strings.Count(s.agent.Output(), ignored) != 1 {
 		t.Errorf("the log does not name once what is ignored: %s", ignored)
 	}
-	err := s.node.Do(func() error {
-		got, err := os.ReadFile(sysctl)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // this kernel tracks no connections
-		}
+}
+
+func TestTheAgentRaisesSettingsOfConnectionTracking(t *testing.T) {
+	t.Parallel()
+	kernel.Need(t, kernel.Conntrack)
+	s := newStage(t, nodeManifest, "--conntrack-tcp-timeout-close-wait", "2h")
+	s.wait(func() error {
+		const file = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"
+		var got []byte
+		err := s.node.Do(func() (err error) {
+			got, err = os.ReadFile(file)
+			return err
+		})
 		if err == nil && string(got) != "7200\n" {
-			err = fmt.Errorf("%s is %s, want 7200", sysctl, got)
+			err = fmt.Errorf("%s is %s, want 7200", file, got)
 		}
 		return err
 	})
-	if err != nil {
-		t.Error(err)
-	}
 }
 
 func TestABusyAddressIsFatalOnlyWhenAskedFor(t *testing.T) {
@@ -81,11 +84,11 @@ func TestABusyAddressIsFatalOnlyWhenAskedFor(t *testing.T) {
 	defer held.Close()
 	flags := []string{"--manifests", s.manifests, "--healthz-bind-address", "127.0.0.1:10256"}
 	s.startWith(append(s.node.AgentFlags(), append(flags, "--bind-address-hard-fail")...)...)
-	if err := s.agent.Wait(10 * time.Second); err == nil || !strings.Contains(s.agent.Output(), "--healthz-bind-address 127.0.0.1:10256") {
+	if err := s.agent.Wait(time.Minute); err == nil || !strings.Contains(s.agent.Output(), "--healthz-bind-address 127.0.0.1:10256") {
 		t.Errorf("the agent ended with %v and said %s", err, s.agent.Output())
 	}
 	s.startWith(append(s.node.AgentFlags(), flags...)...)
-	world.Eventually(t, func() error {
+	s.wait(func() error {
 		if !strings.Contains(s.agent.Output(), "--healthz-bind-address 127.0.0.1:10256") {
 			return errors.New("the log does not name the address")
 		}

@@ -108,28 +108,29 @@ func TestHealthChecksAreAnsweredOnNodePortAddressesAsTheyComeAndGo(t *testing.T)
 	change(netlink.AddrAdd)
 	s.eventually("198.51.100.1:32100", "/", 200)
 	change(netlink.AddrDel)
+	s.silent("198.51.100.1:32100")
 	s.eventually("192.168.100.1:32100", "/", 200)
 }
 
 func TestABusyHealthPortIsNamedAndTakenLater(t *testing.T) {
 	t.Parallel()
-	w := newStage(t, nodeManifest)
-	holder := world.Must(world.Must(w.node.Host("holder"))(t).Probe())(t)
+	s := newStage(t, nodeManifest)
+	holder := world.Must(world.Must(s.node.Host("holder"))(t).Probe())(t)
 	conn, r := holder.Hold("tcp", "192.168.100.1:32100")
 	if r.Problem != "" {
 		t.Fatal(r.Problem)
 	}
-	w.write("all.yaml", nodeManifest+storeService(32100)+storeSlice("here"))
+	s.write("all.yaml", nodeManifest+storeService(32100)+storeSlice("here"))
 	const named = "healthCheckNodePort 32100 is not answered"
-	world.Eventually(t, func() error {
-		if !strings.Contains(w.agent.Output(), named) || !strings.Contains(w.agent.Output(), "shop/store") {
+	s.wait(func() error {
+		if !strings.Contains(s.agent.Output(), named) || !strings.Contains(s.agent.Output(), "shop/store") {
 			return fmt.Errorf("the log does not name the port")
 		}
 		return nil
 	})
 	conn.Close()
-	w.eventually("192.168.100.1:32100", "/", 200)
-	if !strings.Contains(w.agent.Output(), "mended: "+named) {
+	s.eventually("192.168.100.1:32100", "/", 200)
+	if !strings.Contains(s.agent.Output(), "mended: "+named) {
 		t.Error("the log does not say that it is mended")
 	}
 }
@@ -258,7 +259,7 @@ users: [{name: u, user: {}}]
 			t.Errorf("%s of a new node says %+v", path, r)
 		}
 	}
-	world.Eventually(t, func() error {
+	s.wait(func() error {
 		got, err := s.get("127.0.0.1:10249", "/metrics")
 		if err == nil && !strings.Contains(got.body, `rest_client_requests_total{code="<error>",host="127.0.0.1:1",method="GET"}`) {
 			err = fmt.Errorf("the scrape does not count requests that failed")
@@ -330,7 +331,7 @@ func TestASocketOfTheAgentFindsTablesThatDoNotTranslate(t *testing.T) {
 	if err := set.Frontends4.Put(key, id+1000); err != nil {
 		t.Fatal(err)
 	}
-	world.Eventually(t, func() error {
+	s.wait(func() error {
 		got, err := s.get(probes, "/livez")
 		if err == nil && !strings.Contains(got.body, "UDP frontend 10.96.0.10:53 has endpoints, but none in the tables") {
 			err = fmt.Errorf("/livez says %s", got.body)

@@ -10,13 +10,18 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"portolan.dev/portolan/pkg/node"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -141,11 +146,20 @@ func (s *stage) get(addr, path string) (answer, error) {
 	return a, err
 }
 
+// wait calls f until it returns nil. It may have to await an agent that was
+// started just now, for which the kernel checks every program.
+func (s *stage) wait(f func() error) {
+	s.t.Helper()
+	if err := world.Wait(time.Minute, f); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // eventually waits until the answer has a code, and returns it.
 func (s *stage) eventually(addr, path string, code int) answer {
 	s.t.Helper()
 	var a answer
-	world.Eventually(s.t, func() error {
+	s.wait(func() error {
 		var err error
 		if a, err = s.get(addr, path); err != nil {
 			return err
@@ -158,10 +172,23 @@ func (s *stage) eventually(addr, path string, code int) answer {
 	return a
 }
 
-// silent waits until nobody listens at an address.
+// silent waits until nobody listens at an address. That nobody answers is not
+// enough: a socket outlives the address that it is bound to.
 func (s *stage) silent(addr string) {
 	s.t.Helper()
-	world.Eventually(s.t, func() error {
+	at := netip.MustParseAddrPort(addr)
+	s.wait(func() error {
+		var listeners []node.Listener
+		err := s.node.Do(func() (err error) {
+			listeners, err = node.Listeners(unix.IPPROTO_TCP)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(listeners, func(l node.Listener) bool { return l.Takes(at) }) {
+			return fmt.Errorf("a socket still listens at %s", addr)
+		}
 		if _, err := s.get(addr, "/"); err == nil {
 			return fmt.Errorf("%s still answers", addr)
 		}

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-
-	"portolan.dev/portolan/test/world"
 )
 
 func TestTheMetricsPortAnswersAsKubeProxysDoes(t *testing.T) {
@@ -23,7 +21,7 @@ func TestTheMetricsPortAnswersAsKubeProxysDoes(t *testing.T) {
 	s.eventually(probes, "/healthz", 200)
 	says := func(lines ...string) {
 		t.Helper()
-		world.Eventually(t, func() error {
+		s.wait(func() error {
 			got, err := s.get(port, "/metrics")
 			if err != nil {
 				return err

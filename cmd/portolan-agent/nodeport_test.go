@@ -58,7 +58,7 @@ func (s *stage) holders() ([]service.Problem, error) {
 // reported waits until exactly these texts are in the problems, one each.
 func (s *stage) reported(texts ...string) {
 	s.t.Helper()
-	world.Eventually(s.t, func() error {
+	s.wait(func() error {
 		problems, err := s.holders()
 		if err != nil {
 			return err

@@ -28,11 +28,12 @@ var (
 	SockDestroy = Feature{"bpf_sock_destroy", since6_12, kfunc("bpf_sock_destroy")}
 	SCTP        = Feature{"SCTP sockets", debian, haveSCTP}
 	XDPFeatures = Feature{"XDP features of devices", since6_12, haveXDPFeatures}
+	Conntrack   = Feature{"connection tracking", debian, haveConntrack}
 )
 
 // Features are all of the table.
 func Features() []Feature {
-	return []Feature{TCX, SockDestroy, SCTP, XDPFeatures}
+	return []Feature{TCX, SockDestroy, SCTP, XDPFeatures, Conntrack}
 }
 
 var (
@@ -100,6 +101,13 @@ func haveSCTP() error {
 func haveXDPFeatures() error {
 	_, err := netlink.GenlFamilyGet("netdev")
 	return unsupported(err, unix.ENOENT)
+}
+
+// haveConntrack asks for one of the tables, which loads the module: there are no
+// settings before.
+func haveConntrack() error {
+	_, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	return unsupported(err, unix.EPROTONOSUPPORT, unix.EINVAL)
 }
 
 // Probed is a feature that the table does not have: for a test's own needs.
