@@ -181,6 +181,48 @@ func TestAnAPIServerThatIsAwayChangesNothing(t *testing.T) {
 	}
 }
 
+// The longer the API server is away, the more rarely it is asked for. That it is
+// back must not be missed for long.
+func TestTheEndOfALongOutageIsSeenSoon(t *testing.T) {
+	t.Parallel()
+	const (
+		outage = 8500 * time.Millisecond // in which pauses that double reach maxBackoff, and would be far above it
+		soon   = 3500 * time.Millisecond
+	)
+	for name, away := range map[string]func(*fakeServer, bool){"connections are refused": (*fakeServer).leave, "requests are refused": (*fakeServer).stop} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newFakeServer(t)
+			s.set("services", "web", serviceObject("web", "10.96.0.1"))
+			f := follow(t, s)
+			f.until("synced", func() bool { return f.synced && len(f.services) == 1 })
+			told := f.told
+			away(s, true)
+			for over := time.After(outage); over != nil; {
+				select {
+				case u := <-f.updates:
+					f.take(u)
+				case <-over:
+					over = nil
+				}
+			}
+			if f.told != told || !f.synced {
+				t.Errorf("during the outage %d changes were told, synced %v", f.told-told, f.synced)
+			}
+			s.set("services", "db", serviceObject("db", "10.96.0.2"))
+			away(s, false)
+			back := time.Now()
+			f.until("what came meanwhile", func() bool { return f.services[dbName] != nil })
+			if took := time.Since(back); took > soon {
+				t.Errorf("a change was told %v after the API server was back", took)
+			}
+			if f.services[webName] == nil {
+				t.Error("the Service that stayed is gone")
+			}
+		})
+	}
+}
+
 // untilStatus waits for what the source says of its connection.
 func (f *follower) untilStatus(resource string, connected bool) {
 	f.t.Helper()

@@ -5,6 +5,7 @@ package kube
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -115,6 +116,22 @@ func (s *fakeServer) expire() {
 
 // stop makes the server stop answering, or answer again.
 func (s *fakeServer) stop(down bool) { s.change(func() { s.down = down }) }
+
+// leave makes the server refuse connections, or accept them again.
+func (s *fakeServer) leave(away bool) {
+	s.t.Helper()
+	if away {
+		s.Listener.Close()
+		s.CloseClientConnections()
+		return
+	}
+	again, err := net.Listen("tcp", s.Listener.Addr().String())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { again.Close() })
+	go s.Config.Serve(again)
+}
 
 func (s *fakeServer) listed(resource string) int {
 	s.mu.Lock()
