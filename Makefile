@@ -36,7 +36,7 @@ check-generated: generate
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
-	cd tools && $(GO) vet ./...
+	for module in tools test/k8s test/neighbours; do (cd $$module && $(GO) vet ./...) || exit 1; done
 
 ## test: set up, lint, generated code, unit, property and privileged tests (root)
 test: setup lint check-generated

@@ -106,18 +106,7 @@ func conflictIsToldByAnEvent(s *space) {
 	s.service("first", withExternal)
 	s.answeredBy("tcp", hostPort(external, 80), "one")
 	s.service("second", withExternal)
-	s.eventually(func() error {
-		list, err := s.client.EventsV1().Events(s.ns).List(s.ctx, metav1.ListOptions{})
-		if err != nil {
-			return err
-		}
-		for i := range list.Items {
-			if e := &list.Items[i]; s.tellsOfConflict(e, external) {
-				return nil
-			}
-		}
-		return fmt.Errorf("no event among %d tells of the conflict", len(list.Items))
-	})
+	s.toldByAnEvent(func(e *eventsv1.Event) bool { return s.tellsOfConflict(e, external) })
 	s.answeredBy("tcp", hostPort(external, 80), "one")
 	// Who waited takes over.
 	s.deleteService("first")
@@ -129,4 +118,36 @@ func conflictIsToldByAnEvent(s *space) {
 func (s *space) tellsOfConflict(e *eventsv1.Event, addr string) bool {
 	return e.Type == corev1.EventTypeWarning && e.Regarding.Kind == "Service" && e.Regarding.Name == "second" &&
 		e.Regarding.Namespace == s.ns && strings.Contains(e.Note, addr) && strings.Contains(e.Note, s.ns+"/first")
+}
+
+func heldNodePortIsToldByAnEvent(s *space) {
+	if !s.portolan() {
+		s.t.Skip("kube-proxy does not mind who has a NodePort")
+	}
+	const port = 30007 // of those that are given out on request only
+	conn, r := s.hosts[0].Hold("udp", fmt.Sprintf("0.0.0.0:%d", port))
+	s.must(r.Err())
+	defer conn.Close()
+	s.service("web", withNodePort, func(svc *corev1.Service) { svc.Spec.Ports[1].NodePort = port })
+	s.toldByAnEvent(func(e *eventsv1.Event) bool {
+		return e.Type == corev1.EventTypeWarning && e.Reason == "NodePortHeld" && e.Regarding.Name == "web" &&
+			strings.Contains(e.Note, fmt.Sprintf("%d/UDP", port)) && e.ReportingInstance == s.Nodes[0].Name()
+	})
+}
+
+// toldByAnEvent waits for an Event in the namespace.
+func (s *space) toldByAnEvent(wanted func(*eventsv1.Event) bool) {
+	s.t.Helper()
+	s.eventually(func() error {
+		list, err := s.client.EventsV1().Events(s.ns).List(s.ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for i := range list.Items {
+			if wanted(&list.Items[i]) {
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %d events tells of it", len(list.Items))
+	})
 }

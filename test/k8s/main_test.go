@@ -74,6 +74,7 @@ func calmScenarios() []scenario {
 		{"a Service that goes to zero and back disturbs no other", scaledToZeroAndBackDisturbsNobody},
 		{"a Service created again at its old address answers there", recreatedServiceKeepsItsAddress},
 		{"a conflict is told by an Event on the Service that loses", conflictIsToldByAnEvent},
+		{"a NodePort that a socket holds is told by an Event on the Service", heldNodePortIsToldByAnEvent},
 		{"the last pod keeps receiving while it terminates", lastPodReceivesWhileTerminating},
 		{"scaled to zero a Service refuses at once and comes back", scaledToZeroRefuses},
 		{"CoreDNS answers a pod that knows only its ClusterIP", coreDNSAnswers},
@@ -100,6 +101,7 @@ func calmScenarios() []scenario {
 func outageScenarios() []scenario {
 	return []scenario{
 		{"traffic outlives the API server, and changes follow its return", apiServerRestarts},
+		{"traffic outlives a minute without a way to the API server, and changes follow", nodesAreCutOff},
 		{"an expired resource version loses no change", resourceVersionExpires},
 		{"traffic outlives the agent, and a new agent catches up", agentRestarts},
 		{"an agent that has synced nothing removes nothing", unsyncedAgentRemovesNothing},

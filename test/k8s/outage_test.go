@@ -5,6 +5,7 @@ package k8s_test
 import (
 	"fmt"
 	"syscall"
+	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -58,6 +59,34 @@ func apiServerRestarts(s *space) {
 	vip := hostPort(s.service("front").Spec.ClusterIP, 80)
 	s.answeredBy("tcp", vip, s.podNames("app=front")...)
 	s.answeredBy("tcp", late.vip, "one")
+}
+
+// Unlike a server that is gone, one that cannot be reached closes no connection,
+// and after a minute the agents have given up the old one.
+func nodesAreCutOff(s *space) {
+	if !s.portolan() {
+		s.t.Skip("kube-proxy looks for the API server again after half a minute")
+	}
+	s.pod("one", nil)
+	s.pod("two", nil)
+	h, kept := s.handMade("web", "one"), s.handMade("kept", "one")
+	l := s.startLoad("tcp", h.vip)
+
+	s.must(s.CutOff(true))
+	s.t.Cleanup(func() { // also when this fails: others need the way
+		if err := s.CutOff(false); err != nil {
+			s.t.Error(err)
+		}
+	})
+	h.moveTo("two")
+	l.goesOnFor(time.Minute)
+	s.answeredBy("tcp", h.vip, "one")
+
+	s.must(s.CutOff(false))
+	s.answeredBy("tcp", h.vip, "two")
+	s.answeredBy("tcp", kept.vip, "one")
+	s.handMade("late", "one")
+	l.stopWithoutFailure()
 }
 
 func resourceVersionExpires(s *space) {

@@ -9,6 +9,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"portolan.dev/portolan/test/world"
 )
 
 func rolloutFailsNoRequest(s *space) {
@@ -39,7 +41,18 @@ func scaledToZeroRefuses(s *space) {
 
 	s.scale("web", 0)
 	s.refused("tcp", vip)
-	s.refused("tcp", vip) // It stays so.
+	for _, client := range s.clients() { // It stays so.
+		report, err := client.DialMany("tcp", vip, 100, world.Timeout(impatient))
+		s.must(err)
+		for _, f := range report.Failures {
+			if f.Errno != refusedErrno {
+				s.t.Fatalf("a call fails with %s, want %v", f, refusedErrno)
+			}
+		}
+		if report.Failed != report.Total {
+			s.t.Fatalf("%v answered of %d calls, want none", report.Backends, report.Total)
+		}
+	}
 
 	s.scale("web", 2)
 	s.answeredBy("tcp", vip, s.podNames("app=web")...)

@@ -162,6 +162,19 @@ func (l *load) goesOn(n int) {
 	}
 }
 
+// goesOnFor waits so long, with requests made until the end.
+func (l *load) goesOnFor(d time.Duration) {
+	l.s.t.Helper()
+	began := time.Now()
+	l.s.eventuallyIn(2*d, func() error {
+		if took := time.Since(began); took < d {
+			return fmt.Errorf("only %v have gone by", took)
+		}
+		return nil
+	})
+	l.goesOn(10)
+}
+
 // stopWithoutFailure ends the load and fails the test if any request failed.
 func (l *load) stopWithoutFailure() {
 	l.s.t.Helper()

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 
 	"portolan.dev/portolan/test/k8s/controlplane"
@@ -187,6 +188,29 @@ func (c *Cluster) AwaitNodes(ctx context.Context) error {
 		conn.Close()
 	}
 	return nil
+}
+
+// CutOff takes the way between the nodes and the control plane away, or gives it
+// back. The kubelets, which are no processes of a node, keep theirs.
+func (c *Cluster) CutOff(cut bool) error {
+	unreachable := func(from *world.Namespace, to netip.Addr) error {
+		return from.Do(func() error {
+			dst := &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(32, 32)}
+			route := &netlink.Route{Dst: dst, Type: unix.RTN_UNREACHABLE}
+			if cut {
+				return netlink.RouteReplace(route)
+			}
+			if err := netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+			return nil
+		})
+	}
+	var errs []error
+	for _, n := range c.Nodes {
+		errs = append(errs, unreachable(n.Namespace, c.host.IPv4()), unreachable(c.host.Namespace, n.IPv4()))
+	}
+	return errors.Join(errs...)
 }
 
 // Close ends everything. The pods' processes go with the world.
