@@ -25,6 +25,7 @@ var suites = []suite{
 	{Package: "test/kernel", Args: []string{"-test.skip=IsAskedFor"}}, // the guest has no sources
 	{Package: "maps", Args: []string{"-test.skip=TheDocument"}},       // the guest has no documents
 	{Package: "loader"},
+	{Package: "pkg/node"},
 	// Its property tests draw histories of objects; which kernel holds the
 	// tables matters little to them, and each map costs much under emulation.
 	{Package: "pkg/reconcile", Args: []string{"-rapid.checks=10"}},
@@ -32,6 +33,9 @@ var suites = []suite{
 	{Package: "cmd/portolan"},
 	{Package: "test/world"},
 	{Package: "test/e2e"},
+	// An agent takes half a minute to start there: the tests of what it has the
+	// kernel do, and not those of what it makes of the answers.
+	{Package: "cmd/portolan-agent", Args: []string{"-test.skip=LoadBalancers|HealthCheck|Busy|Healthz|CutOff|Metrics|Configuration|LosesAHook|OnItsNodePort"}},
 	// The guest has no nginx.
 	{Package: "test/wire", Args: []string{"-test.short", "-test.skip=Nginx"}},
 }
