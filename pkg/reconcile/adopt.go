@@ -268,6 +268,12 @@ func (r *Reconciler) finishAdoption() error {
 			r.markDead(deadBackend{b.family, b.id})
 		}
 	}
+	for id, kept := range r.failed {
+		for _, d := range kept.dead {
+			r.markDead(d)
+		}
+		r.failed[id] = freed{} // what named it has gone with the frontends
+	}
 	errs = append(errs, r.removeFoundSources())
 	for key := range f.ends {
 		errs = append(errs, r.set.TunnelEnds.Delete(key))

@@ -42,9 +42,10 @@ func (u *addressUse) ownerValue() (uint32, bool) {
 const stateOwner = 2
 
 // stageFrontends publishes the port's sets through the frontends it has, and
-// takes up or lets go frontends where that changed.
-func (t *transaction) stageFrontends(p *port, c *compile.Port) error {
-	if !slices.Equal(p.declared, c.Frontends) {
+// takes up or lets go frontends where that changed. Of a port that could not do
+// so before, others may have taken frontends and given them back.
+func (t *transaction) stageFrontends(p *port, c *compile.Port, again bool) error {
+	if again || !slices.Equal(p.declared, c.Frontends) {
 		if err := t.exchangeFrontends(p, c.Frontends); err != nil {
 			return err
 		}
@@ -87,21 +88,15 @@ func (r *Reconciler) publish(f *frontend, external, internal uint64) {
 }
 
 func (t *transaction) exchangeFrontends(p *port, want []compile.Frontend) error {
-	old, kinds := p.frontends, p.declared
-	p.frontends = carve(&t.r.slabs.refs, len(want))[:0]
-	p.declared = nil
-	for _, w := range want {
-		f, err := t.frontend(p, w)
-		if err != nil {
-			for _, taken := range want[:len(p.frontends)] {
-				t.unuse(taken.FrontendKey, taken.Kind)
-			}
-			p.frontends, p.declared = old, kinds
-			return err
-		}
-		p.frontends = append(p.frontends, f)
+	fresh, err := t.findFrontends(want)
+	if err != nil {
+		return err
 	}
-	p.declared = want
+	old, kinds := p.frontends, p.declared
+	p.frontends, p.declared = fresh, want
+	for i, f := range fresh {
+		t.takeUp(f, p, want[i].Kind)
+	}
 	for i, f := range old {
 		if f.port == p && !slices.Contains(p.frontends, f) {
 			f.port = nil
@@ -112,36 +107,70 @@ func (t *transaction) exchangeFrontends(p *port, want []compile.Frontend) error 
 	return nil
 }
 
-// frontend finds or makes the frontend of a key, for p from now on. A key keeps
-// its id when it moves from one Service to another.
-func (t *transaction) frontend(p *port, w compile.Frontend) (*frontend, error) {
-	r := t.r
-	f := r.frontends[w.FrontendKey]
-	if f == nil {
-		f = &carve(&t.r.slabs.frontends, 1)[0]
-		f.key = w.FrontendKey
-		if !r.adoptFrontend(f) {
-			id, err := r.take(&r.frontendIDs, maps.FrontendState)
-			if err != nil {
-				return nil, err
-			}
-			f.id = id
-			r.set.FrontendState.At(id).Generation++
-			// What is there is anybody's. Until its port is staged to the end,
-			// a frontend has empty ranges.
-			r.set.FrontendState.StoreWord(id, maps.StateExternal, 0)
-			r.set.FrontendState.StoreWord(id, maps.StateInternal, 0)
+// findFrontends returns the frontends that are wanted, all or none.
+func (t *transaction) findFrontends(want []compile.Frontend) ([]*frontend, error) {
+	found := carve(&t.r.slabs.refs, len(want))[:0]
+	for i := range want {
+		f, err := t.frontend(want[i].FrontendKey)
+		if err != nil {
+			t.forgetUnused(found)
+			return nil, err
 		}
-		r.frontends[w.FrontendKey] = f
+		found = append(found, f)
 	}
+	return found, nil
+}
+
+// frontend finds or makes the frontend of a key. A key keeps its id when it
+// moves from one Service to another.
+func (t *transaction) frontend(key compile.FrontendKey) (*frontend, error) {
+	r := t.r
+	f := r.frontends[key]
+	if f != nil {
+		return f, nil
+	}
+	f = &carve(&t.r.slabs.frontends, 1)[0]
+	f.key = key
+	if !r.adoptFrontend(f) {
+		id, err := r.take(&r.frontendIDs, maps.FrontendState)
+		if err != nil {
+			return nil, err
+		}
+		f.id = id
+		r.set.FrontendState.At(id).Generation++
+		// What is there is anybody's. Until its port is staged to the end,
+		// a frontend has empty ranges.
+		r.set.FrontendState.StoreWord(id, maps.StateExternal, 0)
+		r.set.FrontendState.StoreWord(id, maps.StateInternal, 0)
+	}
+	r.frontends[key] = f
+	return f, nil
+}
+
+// forgetUnused lets go of frontends that no port has come to have. Those that
+// are in the table go in commit; no program has seen the others.
+func (t *transaction) forgetUnused(frontends []*frontend) {
+	for _, f := range frontends {
+		switch {
+		case f.port != nil:
+		case f.registered:
+			t.orphans = append(t.orphans, f)
+		default:
+			delete(t.r.frontends, f.key)
+			t.r.frontendIDs.give(f.id)
+		}
+	}
+}
+
+// takeUp makes a frontend p's.
+func (t *transaction) takeUp(f *frontend, p *port, kind compile.Kind) {
 	f.port = p
-	r.use(t, w.FrontendKey, w.Kind)
+	t.r.use(t, f.key, kind)
 	if !f.registered {
 		f.registered = true
 		// Its words are stored before the entry is inserted, in commit.
-		t.insert(w.FrontendKey.Addr, uint8(w.Protocol), f.id, true)
+		t.insert(f.key.Addr, uint8(f.key.Protocol), f.id, true)
 	}
-	return f, nil
 }
 
 // insert has an entry written in commit; fresh says that it is not there yet.

@@ -14,9 +14,27 @@ import (
 	"portolan.dev/portolan/pkg/service"
 )
 
-// stage writes one service port: its backends and slots where no program can
-// see them, then the words of its frontends, which publishes it.
+// stage writes one service port. Until that succeeds, what the port had stays
+// published: what was freed of it is kept, and a later change starts with all
+// positions, for it does not know which ones this one has left out.
 func (t *transaction) stage(c *compile.Change) error {
+	kept, again := t.r.failed[c.ID]
+	was := t.freed
+	if err := t.stagePort(c, again); err != nil {
+		kept.join(t.freed.since(was))
+		t.r.failed[c.ID] = kept
+		return err
+	}
+	if again {
+		t.freed.join(kept)
+		delete(t.r.failed, c.ID)
+	}
+	return nil
+}
+
+// stagePort writes backends and slots where no program can see them, then the
+// words of the frontends, which publishes them.
+func (t *transaction) stagePort(c *compile.Change, again bool) error {
 	p := t.r.ports[c.ID]
 	if c.Port == nil {
 		if p != nil {
@@ -27,6 +45,9 @@ func (t *transaction) stage(c *compile.Change) error {
 	if elsewhere(c.Port) {
 		return t.stageElsewhere(c)
 	}
+	if err := fits(c.Port); err != nil {
+		return err
+	}
 	if p == nil {
 		var err error
 		if p, err = t.newPort(c.ID); err != nil {
@@ -35,7 +56,7 @@ func (t *transaction) stage(c *compile.Change) error {
 		p.affinity = c.Port.Affinity
 		t.adoptPort(p, c.Port)
 	}
-	if err := t.stageBackends(p, c); err != nil {
+	if err := t.stageBackends(p, c, c.All || again); err != nil {
 		return err
 	}
 	if err := t.stageSources(p, c.Port); err != nil {
@@ -50,7 +71,7 @@ func (t *transaction) stage(c *compile.Change) error {
 	t.stageName(p, c.Port.Type)
 	p.refuse, p.affinity = c.Port.Refuse, c.Port.Affinity
 	p.maglev, p.direct = c.Port.MaglevSize > 0, c.Port.Direct
-	return t.stageFrontends(p, c.Port)
+	return t.stageFrontends(p, c.Port, again)
 }
 
 func (t *transaction) newPort(id compile.PortID) (*port, error) {
@@ -132,8 +153,9 @@ func (t *transaction) freeBackend(p *port, pos int) {
 	p.words[pos] = 0
 }
 
-// stageBackends writes the backends that differ.
-func (t *transaction) stageBackends(p *port, c *compile.Change) error {
+// stageBackends writes the backends that differ: of all positions, or of those
+// that were touched.
+func (t *transaction) stageBackends(p *port, c *compile.Change, all bool) error {
 	positions := c.Port.Positions()
 	if p.words == nil {
 		p.words = carve(&t.r.slabs.words, positions)
@@ -141,7 +163,7 @@ func (t *transaction) stageBackends(p *port, c *compile.Change) error {
 	if n := positions - len(p.words); n > 0 {
 		p.words = append(p.words, make([]uint64, n)...)
 	}
-	if !c.All {
+	if !all {
 		for _, pos := range c.Touched {
 			if err := t.stageBackend(p, pos, c.Port.Backend(pos)); err != nil {
 				return err
@@ -309,6 +331,16 @@ func (t *transaction) stageSlots(p *port, c *compile.Port) error {
 	return nil
 }
 
+// fits tells whether the sets of a port have room in its Maglev tables. One that
+// does not fit now will not for a while: nothing is taken for it meanwhile.
+func fits(c *compile.Port) error {
+	cluster, local := offered(c)
+	if n := max(len(cluster), len(local)); uint32(n) > c.Slots(n) {
+		return fmt.Errorf("%d endpoints do not fit a Maglev table of %d slots: raise --maglev-table-size", n, c.MaglevSize)
+	}
+	return nil
+}
+
 // offered are the sets of a port that some frontend has in some scope.
 func offered(c *compile.Port) (cluster, local []int32) {
 	for i := range c.Frontends {
@@ -333,9 +365,6 @@ func isShared(c *compile.Port, local, cluster []int32) bool {
 // current one when it does already, else a fresh one. While tables are adopted
 // another order is as good.
 func (t *transaction) fill(p *port, c *compile.Port, current span, positions []int32) (span, error) {
-	if uint32(len(positions)) > c.Slots(len(positions)) {
-		return span{}, fmt.Errorf("%d endpoints do not fit a Maglev table of %d slots: raise --maglev-table-size", len(positions), c.MaglevSize)
-	}
 	n := c.Slots(len(positions))
 	if n == 0 {
 		return span{}, nil

@@ -73,7 +73,7 @@ type Reconciler struct {
 	slabs  slabs // of the Apply that runs, if it is a first load
 
 	retired []retiree
-	failed  map[compile.PortID]struct{}
+	failed  map[compile.PortID]freed // not written as they should be
 	wake    chan struct{}
 	resized map[string]uint64
 	cramped map[string]bool // tables that made a change wait: to be grown
@@ -126,7 +126,7 @@ func New(cfg Config) (*Reconciler, error) {
 		filter:    map[uint32]uint32{},
 		nodePorts: map[uint16]int{},
 		ends:      map[netip.Addr]int{},
-		failed:    map[compile.PortID]struct{}{},
+		failed:    map[compile.PortID]freed{},
 		wake:      make(chan struct{}, 1),
 		resized:   map[string]uint64{},
 		cramped:   map[string]bool{},
@@ -172,12 +172,8 @@ func (r *Reconciler) Apply(changes []compile.Change) error {
 	for i := range changes {
 		c := &changes[i]
 		t.insertEarly()
-		err := t.stage(c)
-		if err != nil {
-			r.failed[c.ID] = struct{}{}
+		if err := t.stage(c); err != nil {
 			errs = append(errs, fmt.Errorf("write service port %s: %w", describe(c.ID), err))
-		} else if len(r.failed) > 0 {
-			delete(r.failed, c.ID)
 		}
 	}
 	errs = append(errs, t.commit())

@@ -21,14 +21,32 @@ type transaction struct {
 
 	orphans []*frontend // lost their port; removed unless another took them
 	gone    []*port
-	dead    []deadBackend
-	spans   []span
-	later   []func() error // what goes once no word leads there any more
+	freed
+	later []func() error // what goes once no word leads there any more
+}
+
+// freed is what slots or words name that are published, and no staged ones do.
+type freed struct {
+	dead  []deadBackend
+	spans []span
 }
 
 type deadBackend struct {
 	family service.Family
 	id     uint32
+}
+
+func (f *freed) join(more freed) {
+	f.dead = append(f.dead, more.dead...)
+	f.spans = append(f.spans, more.spans...)
+}
+
+// since takes back what was added since f was as it was.
+func (f *freed) since(was freed) freed {
+	var more freed
+	more.join(freed{f.dead[len(was.dead):], f.spans[len(was.spans):]})
+	*f = was
+	return more
 }
 
 // entries are of the tables that are looked up by key, in the order in which they
