@@ -188,3 +188,31 @@ func TestASetThatDoesNotFitKeepsTheBackendsOfTheOneInForce(t *testing.T) {
 		t.Errorf("leak: %s", leak)
 	}
 }
+
+// A first load that could not make its tables is made again, of everything.
+func TestTablesThatCouldNotBeMadeAreMadeForAllThereIs(t *testing.T) {
+	requireRoot(t)
+	all := many(0, 3)
+	attached := 0
+	r, err := New(Config{Attach: func(*maps.Set) error { attached++; return nil }, Wait: func() error { return nil }, Node: testNode})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{objects: all, compiler: compile.New(compile.Config{}), r: r}
+	r.draft.Close() // its tables are no use any more
+	if err := r.Apply(b.compiler.Apply(all)); err == nil {
+		t.Fatal("tables were made of nothing")
+	}
+	if attached > 0 {
+		t.Error("programs were attached without tables")
+	}
+	if err := b.retry(); err != nil {
+		t.Fatal(err)
+	}
+	defer r.set.Close()
+	fresh := newBench(t, nil, all)
+	defer func() { fresh.r.set.Close() }()
+	if have, want := tables(t, r.set), tables(t, fresh.r.set); have != want {
+		t.Errorf("tables are\n%s\nfrom nothing\n%s", have, want)
+	}
+}

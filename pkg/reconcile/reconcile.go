@@ -150,7 +150,8 @@ func New(cfg Config) (*Reconciler, error) {
 
 // Apply makes the tables say what the changes say. The first call must carry
 // every service port there is: it sizes or adopts the tables, removes what was
-// found in them and is no longer wanted, and attaches the programs.
+// found in them and is no longer wanted, and attaches the programs. So must the
+// next one if it could not make them.
 //
 // An error names the service ports that could not be written; the rest is in
 // force. Failed returns them, to be applied again.
@@ -162,6 +163,9 @@ func (r *Reconciler) Apply(changes []compile.Change) error {
 		need := measure(changes)
 		if r.set == nil {
 			if err := r.create(&need); err != nil {
+				for i := range changes {
+					r.failed[changes[i].ID] = freed{}
+				}
 				return err
 			}
 		}
