@@ -274,10 +274,11 @@ func (r *Reconciler) finishAdoption() error {
 		}
 		r.failed[id] = freed{} // what named it has gone with the frontends
 	}
-	errs = append(errs, r.removeFoundSources())
+	errs = append(errs, r.removeStraySources())
 	for key := range f.ends {
 		errs = append(errs, r.set.TunnelEnds.Delete(key))
 	}
+	r.torn = r.torn || errors.Join(errs...) != nil
 	r.resetFilter()
 	r.storeNodePortRange()
 	// Programs may have read entries that were removed just now.
@@ -287,29 +288,6 @@ func (r *Reconciler) finishAdoption() error {
 	r.set.Frontends6.ReleaseAll()
 	r.rebuildAllocators()
 	return errors.Join(errs...)
-}
-
-// removeFoundSources deletes source ranges of service ports that have none.
-func (r *Reconciler) removeFoundSources() error {
-	wanted := map[uint32][]netip.Prefix{}
-	for _, p := range r.ports {
-		wanted[p.id] = p.sources
-	}
-	var err error
-	var errs []error
-	for k := range r.set.Sources4.All(&err) {
-		prefix := netip.PrefixFrom(maps.FromAddr4(k.Addr), int(k.Prefixlen)-32)
-		if !slices.Contains(wanted[k.ServicePort], prefix) {
-			errs = append(errs, r.set.Sources4.Delete(k))
-		}
-	}
-	for k := range r.set.Sources6.All(&err) {
-		prefix := netip.PrefixFrom(maps.FromAddr16(k.Addr), int(k.Prefixlen)-32)
-		if !slices.Contains(wanted[k.ServicePort], prefix) {
-			errs = append(errs, r.set.Sources6.Delete(k))
-		}
-	}
-	return errors.Join(append(errs, err)...)
 }
 
 // resetFilter clears the bits of addresses that nobody has any more.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"pgregory.net/rapid"
 
 	"portolan.dev/portolan/maps"
@@ -26,6 +27,22 @@ func (b *bench) retry() error {
 		changes = append(changes, compile.Change{ID: id, Port: b.compiler.Port(id), All: true})
 	}
 	return b.r.Apply(changes)
+}
+
+// breakTable makes every system call on a table fail until it is mended.
+func breakTable(t rapidT, set *maps.Set, name string) (mend func()) {
+	t.Helper()
+	broken, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 3, ValueSize: 3, MaxEntries: 1})
+	if err != nil {
+		t.Fatalf("make a broken table: %v", err)
+	}
+	table := set.Map(name)
+	whole := *table
+	*table = *broken
+	return func() {
+		*table = whole
+		broken.Close()
+	}
 }
 
 // exhaust leaves a few ids to be handed out, and lets no table grow.
@@ -123,7 +140,7 @@ func TestFailuresLeadNobodyAstrayAndLeaveNoTrace(t *testing.T) {
 
 func (b *bench) drawFailure(t *rapid.T) (mend func()) {
 	left := uint32(rapid.IntRange(0, 3).Draw(t, "left"))
-	switch rapid.SampledFrom([]string{"backends4", "backends6", "frontends", "ports", "slots"}).Draw(t, "failure") {
+	switch what := rapid.SampledFrom([]string{"backends4", "backends6", "frontends", "ports", "slots", maps.Sources4, maps.TunnelEnds, maps.ServiceNames}).Draw(t, "failure"); what {
 	case "backends4":
 		return b.exhaust(&b.r.backends4, left)
 	case "backends6":
@@ -143,8 +160,11 @@ func (b *bench) drawFailure(t *rapid.T) (mend func()) {
 			}
 			mendIDs()
 		}
+	default:
+		mendIDs := b.exhaust(&ids{}, 0)
+		mendTable := breakTable(t, b.r.set, what)
+		return func() { mendTable(); mendIDs() }
 	}
-	return nil
 }
 
 // endpoints makes a slice of endpoints from the first-th to the last-th address.
@@ -186,6 +206,43 @@ func TestASetThatDoesNotFitKeepsTheBackendsOfTheOneInForce(t *testing.T) {
 	b.recycle()
 	if leak := b.leaks(); leak != "" {
 		t.Errorf("leak: %s", leak)
+	}
+}
+
+// What a table did not take is written when it does, though nothing changes.
+func TestWhatATableDidNotTakeIsWrittenByTheRetry(t *testing.T) {
+	requireRoot(t)
+	for _, table := range []string{maps.Sources4, maps.Sources6, maps.TunnelEnds, maps.ServiceNames} {
+		t.Run(table, func(t *testing.T) {
+			s := claimant("web", "")
+			s.Type, s.Forwarding = service.LoadBalancer, service.DSR
+			s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr("fd00:96::1"))
+			s.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
+			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:1::/48")}
+			slice := endpoints("web", 1, 2)
+			for _, x := range slice.Slices {
+				x.Endpoints[0].NodeName = "here"
+			}
+			b := newBench(t, nil, services())
+			defer func() { b.r.set.Close() }()
+			all := compile.Update{Services: services(s).Services, Slices: slice.Slices}
+			mend := breakTable(t, b.r.set, table)
+			if err := b.r.Apply(b.compiler.Apply(all)); err == nil {
+				t.Error("nobody was told that it failed")
+			}
+			if err := b.retry(); err == nil {
+				t.Error("what fails still was reported as mended")
+			}
+			mend()
+			if err := b.retry(); err != nil {
+				t.Error(err)
+			}
+			fresh := newBench(t, nil, all)
+			defer func() { fresh.r.set.Close() }()
+			if have, want := tables(t, b.r.set), tables(t, fresh.r.set); have != want {
+				t.Errorf("tables are\n%s\nfrom nothing\n%s", have, want)
+			}
+		})
 	}
 }
 

@@ -3,7 +3,7 @@
 package reconcile
 
 import (
-	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -366,16 +366,25 @@ func (t *transaction) unuseElsewhere(addr netip.Addr) {
 }
 
 // stageSources inserts the source ranges that are new, before a word makes
-// programs look at them, and has the old ones deleted after.
+// programs look at them.
 func (t *transaction) stageSources(p *port, c *compile.Port) error {
-	if slices.Equal(p.sources, c.SourceRanges) {
-		return nil
-	}
-	var errs []error
 	for _, prefix := range c.SourceRanges {
-		if !slices.Contains(p.sources, prefix) {
-			errs = append(errs, t.r.putSource(p, prefix))
+		if slices.Contains(p.sources, prefix) {
+			continue
 		}
+		if err := t.r.putSource(p, prefix); err != nil {
+			return fmt.Errorf("write source range %s: %w", prefix, err)
+		}
+		p.sources = append(slices.Clip(p.sources), prefix)
+	}
+	return nil
+}
+
+// dropSources has those deleted that are not wanted any more, once no word makes
+// programs look at them.
+func (t *transaction) dropSources(p *port, c *compile.Port) {
+	if slices.Equal(p.sources, c.SourceRanges) {
+		return
 	}
 	var gone []netip.Prefix
 	for _, prefix := range p.sources {
@@ -385,7 +394,6 @@ func (t *transaction) stageSources(p *port, c *compile.Port) error {
 	}
 	t.removeSources(p, gone)
 	p.sources = c.SourceRanges
-	return errors.Join(errs...)
 }
 
 func (r *Reconciler) putSource(p *port, prefix netip.Prefix) error {

@@ -56,10 +56,10 @@ func (t *transaction) stagePort(c *compile.Change, again bool) error {
 		p.affinity = c.Port.Affinity
 		t.adoptPort(p, c.Port)
 	}
-	if err := t.stageBackends(p, c, c.All || again); err != nil {
+	if err := t.stageSources(p, c.Port); err != nil {
 		return err
 	}
-	if err := t.stageSources(p, c.Port); err != nil {
+	if err := t.stageBackends(p, c, c.All || again); err != nil {
 		return err
 	}
 	if err := t.stageSlots(p, c.Port); err != nil {
@@ -71,7 +71,12 @@ func (t *transaction) stagePort(c *compile.Change, again bool) error {
 	t.stageName(p, c.Port.Type)
 	p.refuse, p.affinity = c.Port.Refuse, c.Port.Affinity
 	p.maglev, p.direct = c.Port.MaglevSize > 0, c.Port.Direct
-	return t.stageFrontends(p, c.Port, again)
+	if err := t.stageFrontends(p, c.Port, again); err != nil {
+		return err
+	}
+	t.dropSources(p, c.Port)
+	t.dropEnds(p, c.Port)
+	return nil
 }
 
 func (t *transaction) newPort(id compile.PortID) (*port, error) {

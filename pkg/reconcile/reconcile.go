@@ -74,6 +74,7 @@ type Reconciler struct {
 
 	retired []retiree
 	failed  map[compile.PortID]freed // not written as they should be
+	torn    bool                     // the latest commit did not insert, or delete, all that it should have
 	wake    chan struct{}
 	resized map[string]uint64
 	cramped map[string]bool // tables that made a change wait: to be grown
@@ -98,8 +99,8 @@ type port struct {
 	direct    bool // endpoints elsewhere answer clients directly
 	refuse    bool
 	affinity  time.Duration
-	sources   []netip.Prefix
-	ends      map[netip.Addr]uint32 // in tunnel_ends: endpoints of this node -> backend ids
+	sources   []netip.Prefix        // in sources4/6, without those about to be deleted
+	ends      map[netip.Addr]uint32 // in tunnel_ends likewise: endpoints of this node -> backend ids
 	declared  []compile.Frontend
 	frontends []*frontend
 }
@@ -154,7 +155,8 @@ func New(cfg Config) (*Reconciler, error) {
 // next one if it could not make them.
 //
 // An error names the service ports that could not be written; the rest is in
-// force. Failed returns them, to be applied again.
+// force. Failed returns them, to be applied again. After an error without any,
+// as after any other, Apply is to be called again, be it without changes.
 func (r *Reconciler) Apply(changes []compile.Change) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -133,7 +133,8 @@ func (t *transaction) putAll() error {
 }
 
 // commit inserts and removes entries in the order that keeps every reader
-// right: names, frontends; then the other way round for what goes.
+// right: names, frontends; then the other way round for what goes. What one could
+// not do is done by the next.
 func (t *transaction) commit() error {
 	r := t.r
 	r.inserting.Wait()
@@ -141,6 +142,9 @@ func (t *transaction) commit() error {
 	if t.early != nil {
 		t.add(&t.early.entries)
 		errs = append(errs, t.early.failed)
+	}
+	if r.torn {
+		t.insertAll()
 	}
 	errs = append(errs, t.putAll())
 	for _, f := range t.orphans {
@@ -155,6 +159,11 @@ func (t *transaction) commit() error {
 		errs = append(errs, r.set.ServiceNames.Delete(p.id))
 		r.retire(retiree{kind: portID, id: p.id})
 	}
+	if r.torn {
+		errs = append(errs, r.removeStrays())
+	}
+	err := errors.Join(errs...)
+	r.torn = err != nil
 	for _, d := range t.dead {
 		r.killBackend(d)
 	}
@@ -167,5 +176,5 @@ func (t *transaction) commit() error {
 		default:
 		}
 	}
-	return errors.Join(errs...)
+	return err
 }
