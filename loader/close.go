@@ -10,6 +10,7 @@ import (
 	"io"
 	"runtime"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -49,6 +50,13 @@ func (l *Loader) CloseStaleUDP(namespace string) (closed ClosedUDP, err error) {
 		return err
 	})
 	return closed, err
+}
+
+func (l *Loader) switchCloseUDP(fresh *ebpf.Program) {
+	if l.closeUDP != nil {
+		l.closeUDP.Close()
+	}
+	l.closeUDP = fresh
 }
 
 func closeListed(iterator *link.Iter) (closed ClosedUDP, err error) {

@@ -126,9 +126,7 @@ func (l *Loader) Close() error {
 	for _, d := range l.devices {
 		d.close()
 	}
-	for _, p := range l.wire {
-		p.close()
-	}
+	closeWire(l.wire)
 	if l.sweep != nil {
 		l.sweep.Close()
 	}
@@ -211,16 +209,30 @@ var hooks = []string{
 // Attach pins the tables and makes every hook run programs that use them. A
 // hook that runs already is switched by one atomic update of its link, so no
 // socket call ever finds it empty.
+//
+// Loading may fail, for want of memory for one, so all of it comes before anything
+// is switched: the caller goes on to keep the old tables then, and all programs
+// read them still.
 func (l *Loader) Attach(set *maps.Set) error {
-	programs, err := l.load(set)
+	fresh, err := l.load(set)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, p := range programs {
-			p.Close() // links hold their own reference
-		}
-	}()
+	defer closePrograms(fresh.sock) // links hold their own reference
+	if err := l.attachSock(fresh.sock, set); err != nil {
+		fresh.closeRest()
+		return err
+	}
+	l.switchCloseUDP(fresh.closeUDP)
+	l.switchSweep(fresh.sweep)
+	if err := l.switchDevices(fresh.wire); err != nil {
+		return err
+	}
+	l.tables = set
+	return nil
+}
+
+func (l *Loader) attachSock(programs map[string]*ebpf.Program, set *maps.Set) error {
 	if err := set.Pin(TableDir(l.cfg.BPFFSRoot)); err != nil {
 		return err
 	}
@@ -229,51 +241,83 @@ func (l *Loader) Attach(set *maps.Set) error {
 		if err := l.attach(hook, program); err != nil {
 			return err
 		}
-		if l.attached[hook], err = programID(program); err != nil {
+		id, err := programID(program)
+		if err != nil {
 			return err
 		}
+		l.attached[hook] = id
 	}
-	if err := errors.Join(l.loadSweep(set), l.switchDevices(set)); err != nil {
-		return err
-	}
-	l.tables = set
 	return nil
 }
 
-func (l *Loader) load(set *maps.Set) (map[string]*ebpf.Program, error) {
-	sock, err := bpf.LoadSock()
+// loaded are all programs that are in use, for one set of tables.
+type loaded struct {
+	sock            map[string]*ebpf.Program
+	closeUDP, sweep *ebpf.Program
+	wire            map[variant]*wirePrograms
+}
+
+// closeRest gives up all but the socket programs.
+func (p *loaded) closeRest() {
+	p.closeUDP.Close()
+	p.sweep.Close()
+	closeWire(p.wire)
+}
+
+func closePrograms(programs map[string]*ebpf.Program) {
+	for _, p := range programs {
+		p.Close()
+	}
+}
+
+// load loads every program, or none.
+func (l *Loader) load(set *maps.Set) (p loaded, err error) {
+	defer func() {
+		if err != nil {
+			closePrograms(p.sock)
+			p.closeRest()
+		}
+	}()
+	if p.sock, err = l.loadSock(set); err != nil {
+		return p, err
+	}
+	if p.closeUDP, err = l.loadCloseUDP(set); err != nil {
+		return p, err
+	}
+	if p.sweep, err = l.loadSweep(set); err != nil {
+		return p, err
+	}
+	p.wire, err = l.loadWires(set)
+	return p, err
+}
+
+func (l *Loader) loadSock(set *maps.Set) (map[string]*ebpf.Program, error) {
+	spec, err := bpf.LoadSock()
 	if err != nil {
 		return nil, fmt.Errorf("read socket programs: %w", err)
 	}
 	if err := errors.Join(
-		sock.Variables["host_netns_cookie"].Set(l.cookie),
-		set.SetConstants(sock),
+		spec.Variables["host_netns_cookie"].Set(l.cookie),
+		set.SetConstants(spec),
 	); err != nil {
 		return nil, fmt.Errorf("configure socket programs: %w", err)
 	}
-	programs, err := l.loadAgainst(sock, set)
-	if err != nil {
-		return nil, err
-	}
-	udp, err := bpf.LoadClose()
+	return l.loadAgainst(spec, set)
+}
+
+func (l *Loader) loadCloseUDP(set *maps.Set) (*ebpf.Program, error) {
+	spec, err := bpf.LoadClose()
 	if err != nil {
 		return nil, fmt.Errorf("read socket iterator: %w", err)
 	}
 	if err := errors.Join(
-		udp.Variables["may_destroy"].Set(!l.cfg.WithoutSockDestroy),
-		set.SetConstants(udp),
+		spec.Variables["may_destroy"].Set(!l.cfg.WithoutSockDestroy),
+		set.SetConstants(spec),
 	); err != nil {
 		return nil, fmt.Errorf("configure socket iterator: %w", err)
 	}
-	iterators, err := l.loadAgainst(udp, set)
-	if err != nil {
-		return nil, err
-	}
-	if l.closeUDP != nil {
-		l.closeUDP.Close()
-	}
-	l.closeUDP = iterators["portolan_close_udp"]
-	return programs, nil
+	programs, err := l.loadAgainst(spec, set)
+	return programs["portolan_close_udp"], err
 }
 
 func (l *Loader) loadAgainst(spec *ebpf.CollectionSpec, set *maps.Set) (map[string]*ebpf.Program, error) {

@@ -33,20 +33,20 @@ func (l *Loader) Sweep() (SweepReport, error) {
 	return SweepReport{Entries: report.Flows, Removed: report.Removed}, nil
 }
 
-func (l *Loader) loadSweep(set *maps.Set) error {
+func (l *Loader) loadSweep(set *maps.Set) (*ebpf.Program, error) {
 	spec, err := bpf.LoadSweep()
 	if err != nil {
-		return fmt.Errorf("read sweep program: %w", err)
+		return nil, fmt.Errorf("read sweep program: %w", err)
 	}
 	programs, err := l.loadAgainst(spec, set)
-	if err != nil {
-		return err
-	}
+	return programs["portolan_sweep"], err
+}
+
+func (l *Loader) switchSweep(fresh *ebpf.Program) {
 	l.sweepLock.Lock()
 	defer l.sweepLock.Unlock()
 	if l.sweep != nil {
 		l.sweep.Close()
 	}
-	l.sweep = programs["portolan_sweep"]
-	return nil
+	l.sweep = fresh
 }

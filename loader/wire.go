@@ -199,19 +199,29 @@ func (l *Loader) loadVariant(spec *ebpf.CollectionSpec, v variant, set *maps.Set
 	return l.loadAgainst(spec, set)
 }
 
-// switchDevices makes all devices run programs that use another set of tables.
-func (l *Loader) switchDevices(set *maps.Set) error {
+// loadWires loads the variants that are in use, all or none.
+func (l *Loader) loadWires(set *maps.Set) (map[variant]*wirePrograms, error) {
 	fresh := make(map[variant]*wirePrograms, len(l.wire))
 	for v := range l.wire {
 		p, err := l.loadWire(v, set)
 		if err != nil {
-			for _, p := range fresh {
-				p.close()
-			}
-			return err
+			closeWire(fresh)
+			return nil, err
 		}
 		fresh[v] = p
 	}
+	return fresh, nil
+}
+
+func closeWire(wire map[variant]*wirePrograms) {
+	for _, p := range wire {
+		p.close()
+	}
+}
+
+// switchDevices makes all devices run these programs, which use another set of
+// tables.
+func (l *Loader) switchDevices(fresh map[variant]*wirePrograms) error {
 	var errs []error
 	for _, d := range l.devices {
 		p := fresh[d.variant()]

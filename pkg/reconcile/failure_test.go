@@ -273,3 +273,32 @@ func TestTablesThatCouldNotBeMadeAreMadeForAllThereIs(t *testing.T) {
 		t.Errorf("tables are\n%s\nfrom nothing\n%s", have, want)
 	}
 }
+
+// When programs cannot be switched to larger tables, the old ones go on to be
+// kept, their filter too.
+func TestTablesThatCouldNotBeSwitchedToLeaveTheOldOnesAsTheyWere(t *testing.T) {
+	requireRoot(t)
+	b := newBench(t, nil, many(0, 1))
+	defer func() { b.r.set.Close() }()
+	want := b.r.set.Sizes()
+	want.FilterBits *= 4
+	mend := b.exhaust(&ids{}, 0)
+	if err := b.r.growTo(want); !errors.Is(err, errInjected) {
+		t.Fatalf("grow: %v", err)
+	}
+	mend()
+	b.apply(t, many(1, 500))
+	all := many(0, 501)
+	gone := many(0, 1)
+	for name := range gone.Services {
+		gone.Services[name], gone.Slices[name] = nil, nil
+		delete(all.Services, name)
+		delete(all.Slices, name)
+	}
+	b.apply(t, gone)
+	fresh := newBench(t, nil, all)
+	defer func() { fresh.r.set.Close() }()
+	if have, want := tables(t, b.r.set), tables(t, fresh.r.set); have != want {
+		t.Errorf("tables are\n%s\nfrom nothing\n%s", have, want)
+	}
+}

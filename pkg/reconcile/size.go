@@ -121,14 +121,14 @@ func (r *Reconciler) growTo(want maps.Sizes) error {
 	if err != nil {
 		return err
 	}
-	old := r.set
+	old, filter := r.set, r.filter
 	r.set = grown
 	if grown.VIPFilter.Len() != old.VIPFilter.Len() {
 		r.refillFilter()
 	}
 	if r.attached {
 		if err := r.loadPrograms(grown); err != nil {
-			r.set = old
+			r.set, r.filter = old, filter
 			grown.Close()
 			return fmt.Errorf("switch to larger tables: %w", err)
 		}
@@ -140,7 +140,7 @@ func (r *Reconciler) growTo(want maps.Sizes) error {
 }
 
 func (r *Reconciler) refillFilter() {
-	clear(r.filter)
+	r.filter = make(map[uint32]uint32, len(r.addresses))
 	for addr := range r.addresses {
 		r.setFilter(addr)
 	}
