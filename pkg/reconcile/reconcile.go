@@ -175,6 +175,10 @@ func (r *Reconciler) Apply(changes []compile.Change) error {
 		defer func() { r.slabs = slabs{} }()
 	}
 	var errs []error
+	if r.found != nil {
+		// Programs are running: no address of the node may pass for a Service's.
+		errs = append(errs, r.applyAddresses(&r.node))
+	}
 	for i := range changes {
 		c := &changes[i]
 		t.insertEarly()
