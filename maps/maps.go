@@ -189,7 +189,7 @@ func compatible(name string, want *ebpf.MapSpec, got *ebpf.Map) error {
 		return fmt.Errorf("%w: table %s is %v with keys of %d and values of %d bytes, this build has %v with %d and %d",
 			ErrLayout, name, got.Type(), got.KeySize(), got.ValueSize(), want.Type, want.KeySize, want.ValueSize)
 	}
-	if (got.Flags()^want.Flags)&^uint32(0) != 0 {
+	if got.Flags() != want.Flags {
 		return fmt.Errorf("%w: table %s has flags %#x, this build has %#x", ErrLayout, name, got.Flags(), want.Flags)
 	}
 	return nil

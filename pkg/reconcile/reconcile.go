@@ -112,7 +112,7 @@ type frontend struct {
 	port       *port // nil: to be removed
 	words      [2]uint64
 	owner      uint64 // service port and affinity timeout, as stored
-	registered bool   // in the hash table, or about to be
+	registered bool   // in frontends4 or frontends6, or about to be
 }
 
 // New returns a reconciler. With cfg.Adopted it reads the tables, else it makes

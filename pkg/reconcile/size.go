@@ -169,8 +169,8 @@ func setSize(s *maps.Sizes, table string, entries uint32) {
 	}
 }
 
-// crowded lists the hash tables that cannot hold what is about to be inserted,
-// and how many entries each would have.
+// crowded lists the tables looked up by key that cannot hold what is about to be
+// inserted, and how many entries each would have.
 func (t *transaction) crowded() map[string]uint32 {
 	r, have := t.r, t.r.set.Sizes()
 	var short map[string]uint32
