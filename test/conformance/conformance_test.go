@@ -112,7 +112,7 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 	s.probes["pod"] = world.Must(pod.Probe())(t)
 	s.name("pod", pod.IPv4(), pod.IPv6())
 	process := world.Must(s.nodes[0].Host("process"))(t)
-	world.Must(process.Serve("host", "tcp:7070", "udp:7070"))(t)
+	world.Must(process.Serve("host", fmt.Sprintf("tcp:%d", hostPort), fmt.Sprintf("udp:%d", hostPort)))(t)
 	s.probes["node"] = world.Must(process.Probe())(t)
 	s.probes["other"] = world.Must(world.Must(s.nodes[1].Host("process-there"))(t).Probe())(t)
 	host := world.Must(s.world.AddHost("client"))(t)
@@ -294,7 +294,11 @@ func (s *stage) play(b *behaviour) {
 		default:
 			// The agents take up a change within a second: what must be true
 			// is waited for.
-			if err := world.Wait(patience, func() error { return s.try(st) }); err != nil {
+			err := world.Wait(patience, func() error { return s.try(st) })
+			if err == nil && negative[st.verb] {
+				err = s.try(st)
+			}
+			if err != nil {
 				s.t.Errorf("line %d: %s: %v", st.line, st.text, err)
 			}
 		}
@@ -304,4 +308,5 @@ func (s *stage) play(b *behaviour) {
 const (
 	patience = 8 * time.Second
 	soon     = time.Second
+	hostPort = 7070 // of the process "host" on every address of the node "here"
 )
