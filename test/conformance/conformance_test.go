@@ -12,10 +12,12 @@
 //	client ── switch ─┬─ node "here"   pods near1, near2, pod (a client)
 //	                  └─ node "there"  pods far1, far2
 //
-// The client reaches load balancer addresses and ClusterIPs by way of "here".
+// The client reaches load balancer addresses and ClusterIPs by way of "here", but
+// 203.0.113.128/25 by way of "there".
 package conformance_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -120,7 +122,10 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 	s.name("client", host.IPv4(), host.IPv6())
 	uplinks = append(uplinks, host.Namespace)
 	s.world.LikeHardware(t, uplinks...)
-	if err := host.RouteBy(s.nodes[0], "203.0.113.0/24", "2001:db8:1b::/64", "10.96.0.0/16", "fd00:10:96::/112"); err != nil {
+	err := errors.Join(
+		host.RouteBy(s.nodes[0], "203.0.113.0/24", "2001:db8:1b::/64", "10.96.0.0/16", "fd00:10:96::/112"),
+		host.RouteBy(s.nodes[1], "203.0.113.128/25"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range s.nodes {
