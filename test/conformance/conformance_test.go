@@ -29,6 +29,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/tools/txtar"
 
 	"portolan.dev/portolan/loader"
@@ -79,6 +80,7 @@ type stage struct {
 	agents      []*world.Process
 	applied     int              // how often, which names the marker
 	flows       map[string]*flow // of the script under way
+	passed      *ebpf.Map        // see countPassed; nil: not in the mode "xdp"
 }
 
 // names of pods with a server, and their nodes.
@@ -133,6 +135,9 @@ func newStage(t *testing.T, mode string, flags ...string) *stage {
 	}
 	for _, n := range s.nodes {
 		s.awaitAgent(n)
+	}
+	if mode != modes[0].name {
+		s.countPassed()
 	}
 	return s
 }

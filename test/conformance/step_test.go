@@ -110,24 +110,20 @@ func (s *stage) try(st step) error {
 	}
 	switch st.verb {
 	case "reaches":
-		return reaches(probe, st.proto, addr, st.args)
+		return s.byXDP(st, addr, func() error { return reaches(probe, st.proto, addr, st.args) })
 	case "mapped":
 		return reaches(probe, st.proto, addr, st.args, world.Mapped())
 	case "itself":
 		own := netip.MustParseAddrPort(addr).Addr()
 		return reaches(probe, st.proto, addr, st.args, world.From(netip.AddrPortFrom(own, 0).String()))
 	case "shares":
-		return shares(probe, st.proto, addr, s.members(st.args))
+		return s.byXDP(st, addr, func() error { return shares(probe, st.proto, addr, s.members(st.args)) })
 	case "scatters":
 		return scatters(probe, st.proto, addr)
 	case "flow":
 		return s.flow(st.who, st.proto, addr).answeredBy(st.args)
 	case "sticks":
-		report, err := probe.DialMany(st.proto, addr, 15, world.Timeout(short))
-		if err == nil && (report.Failed > 0 || len(report.Backends) != 1) {
-			err = fmt.Errorf("%d failed, answers %v", report.Failed, report.Backends)
-		}
-		return err
+		return s.byXDP(st, addr, func() error { return sticks(probe, st.proto, addr) })
 	case "sees":
 		r := probe.Dial(st.proto, addr, world.Timeout(short))
 		want := s.addrs[st.args[0]]
@@ -186,6 +182,14 @@ func reaches(probe *world.Probe, proto, addr string, want []string, options ...w
 		return fmt.Errorf("%d of %d failed, answers %v, want %v; first failure %+v", report.Failed, report.Total, report.Backends, want, report.Failures)
 	}
 	return nil
+}
+
+func sticks(probe *world.Probe, proto, addr string) error {
+	report, err := probe.DialMany(proto, addr, 15, world.Timeout(short))
+	if err == nil && (report.Failed > 0 || len(report.Backends) != 1) {
+		err = fmt.Errorf("%d failed, answers %v", report.Failed, report.Backends)
+	}
+	return err
 }
 
 // shares makes many calls and tells whether the endpoints' shares differ by more
