@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -68,12 +69,15 @@ func follow(t *testing.T, server *fakeServer) *follower {
 // until takes updates until what was told is as it should be.
 func (f *follower) until(what string, done func() bool) {
 	f.t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	deadline := time.NewTimer(20 * time.Second)
 	defer deadline.Stop()
 	for !done() {
 		select {
 		case u := <-f.updates:
 			f.take(u)
+		case <-tick.C:
 		case <-deadline.C:
 			f.t.Fatalf("%s: not within 20 s; told: %v, %v, problems %v, status %+v", what, f.services, f.slices, f.problems, f.queue.Status())
 		}
@@ -156,6 +160,30 @@ func TestChangesAndDeletionsArrive(t *testing.T) {
 	f.until("it goes", func() bool { return f.services[webName] == nil })
 	s.set("servicecidrs", "kubernetes", object{"metadata": object{"name": "kubernetes"}, "spec": object{"cidrs": []string{"10.96.0.0/12", "fd00::/108"}}})
 	f.until("a ServiceCIDR comes", func() bool { return f.known && len(f.cidrs) == 2 })
+}
+
+// Health and zones are judged by what was last known of the Node.
+func TestANodeThatIsGoneOrUnreadableKeepsItsLastState(t *testing.T) {
+	t.Parallel()
+	s := newFakeServer(t)
+	s.set("nodes", "here", object{"metadata": object{"name": "here", "labels": object{"topology.kubernetes.io/zone": "z"}}})
+	f := follow(t, s)
+	f.until("synced", func() bool { return f.synced && f.node != nil })
+	s.set("nodes", "here", nil)
+	f.until("that the Node is gone", func() bool {
+		return slices.ContainsFunc(f.queue.Status(), func(st source.ResourceStatus) bool { return st.Resource == "nodes" && st.Objects == 0 })
+	})
+	s.absent["nodes"] = true
+	s.expire()
+	s.stop(true)
+	f.untilStatus("nodes", false)
+	// What was told of the Node stands before this in the queue.
+	f.queue.SetService(dbName, nil)
+	told := f.told
+	f.until("a change after that", func() bool { return f.told > told })
+	if f.node == nil || f.node.Zone != "z" {
+		t.Errorf("node %+v when it is gone, want it as it was", f.node)
+	}
 }
 
 func TestAnAPIServerThatIsAwayChangesNothing(t *testing.T) {

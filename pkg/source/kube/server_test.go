@@ -5,6 +5,7 @@ package kube
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -44,6 +45,8 @@ type event struct {
 }
 
 var groups = map[string]string{"services": "v1", "nodes": "v1", "endpointslices": "discovery.k8s.io/v1", "servicecidrs": "networking.k8s.io/v1"}
+
+var kinds = map[string]string{"services": "Service", "nodes": "Node", "endpointslices": "EndpointSlice", "servicecidrs": "ServiceCIDR"}
 
 func newFakeServer(t *testing.T) *fakeServer {
 	s := &fakeServer{t: t, version: 1, objects: map[string]map[string]object{}, absent: map[string]bool{}, changed: make(chan struct{}), lists: map[string]int{}}
@@ -174,8 +177,7 @@ func (s *fakeServer) list(w http.ResponseWriter, resource string) {
 		items = append(items, obj)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	kinds := map[string]string{"services": "ServiceList", "nodes": "NodeList", "endpointslices": "EndpointSliceList", "servicecidrs": "ServiceCIDRList"}
-	json.NewEncoder(w).Encode(object{"kind": kinds[resource], "apiVersion": groups[resource], "items": items,
+	json.NewEncoder(w).Encode(object{"kind": kinds[resource] + "List", "apiVersion": groups[resource], "items": items,
 		"metadata": object{"resourceVersion": strconv.Itoa(s.version)}})
 }
 
@@ -208,7 +210,9 @@ func (s *fakeServer) watch(w http.ResponseWriter, r *http.Request, resource, aft
 			return
 		}
 		for _, e := range events {
-			out.Encode(object{"type": e.kind, "object": e.object})
+			typed := object{"kind": kinds[resource], "apiVersion": groups[resource]}
+			maps.Copy(typed, e.object)
+			out.Encode(object{"type": e.kind, "object": typed})
 			from = e.version
 		}
 		w.(http.Flusher).Flush()
