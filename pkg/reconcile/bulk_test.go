@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,4 +90,39 @@ func BenchmarkFirstLoad(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(services), "ns/service")
 		})
 	}
+}
+
+// However many Services there are beside it, a change of one endpoint writes
+// the same few words.
+func TestAChangeOfAnEndpointWritesNoMoreBesideManyServices(t *testing.T) {
+	requireRoot(t)
+	const enough = 64
+	var written []int
+	for _, services := range []int{10, 5000} {
+		all := many(0, services)
+		b := newBench(t, nil, all)
+		defer func() { b.r.set.Close() }()
+		name := service.Name{Namespace: "many", Name: "s000003"}
+		slice := *all.Slices[name]
+		slice.Endpoints = slices.Clone(slice.Endpoints)
+		slice.Endpoints[0].Ready, slice.Endpoints[0].Serving = false, false
+		before := words(b.r.set)
+		b.apply(t, compile.Update{Slices: map[service.Name]*service.EndpointSlice{name: &slice}})
+		differ := 0
+		for i, after := range words(b.r.set) {
+			if after != before[i] {
+				differ++
+			}
+		}
+		written = append(written, differ)
+	}
+	if written[0] == 0 || written[0] > enough || written[1] != written[0] {
+		t.Errorf("%d words are written beside 10 Services, %d beside 5,000", written[0], written[1])
+	}
+}
+
+// words are those of all tables that endpoints are written to.
+func words(set *maps.Set) []uint64 {
+	return slices.Concat(set.FrontendState.Words(0, set.FrontendState.Len()), set.Slots.Words(0, set.Slots.Len()),
+		set.Backends4.Words(0, set.Backends4.Len()), set.Backends6.Words(0, set.Backends6.Len()))
 }
