@@ -4,6 +4,7 @@ package k8s_test
 
 import (
 	"encoding/json"
+	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -74,6 +75,6 @@ func externalAddressesAnswer(s *space) {
 	// The load balancer behind this one wants to see the connection itself,
 	// and in this world nothing answers there.
 	for _, client := range s.pods {
-		s.eventually(func() error { return notRefused(client.Dial("tcp", hostPort(proxied, 80))) })
+		s.failsWith(client, "tcp", hostPort(proxied, 80), syscall.ETIMEDOUT)
 	}
 }

@@ -43,6 +43,18 @@ func (s *space) eventuallyIn(limit time.Duration, f func() error) {
 	}
 }
 
+// steadily waits until f returns nil, and then calls it four times more: of what
+// is served a call may fail, too, by chance.
+func (s *space) steadily(f func() error) {
+	s.t.Helper()
+	s.eventually(f)
+	for range 4 {
+		if err := f(); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
 // answeredBy waits until exactly the pods named answer every client at addr.
 func (s *space) answeredBy(proto, addr string, pods ...string) {
 	s.t.Helper()
@@ -82,7 +94,7 @@ func answers(client *world.Probe, proto, addr string, count int, opts ...world.O
 	return slices.Sorted(maps.Keys(report.Backends)), nil
 }
 
-// refused waits until every client's call to addr fails with ECONNREFUSED.
+// refused waits until every client's calls to addr fail with ECONNREFUSED.
 func (s *space) refused(proto, addr string) {
 	s.t.Helper()
 	for _, client := range s.clients() {
@@ -90,10 +102,10 @@ func (s *space) refused(proto, addr string) {
 	}
 }
 
-// failsWith waits until a client's call to addr fails with errno.
+// failsWith waits until a client's calls to addr fail with errno.
 func (s *space) failsWith(client *world.Probe, proto, addr string, errno syscall.Errno) {
 	s.t.Helper()
-	s.eventually(func() error {
+	s.steadily(func() error {
 		r := client.Dial(proto, addr, world.Timeout(impatient))
 		if !errors.Is(r.Err(), errno) {
 			return fmt.Errorf("%s %s gives %v, want %v", proto, addr, r, errno)
@@ -107,7 +119,7 @@ func (s *space) failsWith(client *world.Probe, proto, addr string, errno syscall
 func (s *space) fails(proto, addr string, errno syscall.Errno) {
 	s.t.Helper()
 	for _, client := range s.clients() {
-		s.eventually(func() error {
+		s.steadily(func() error {
 			r := client.Dial(proto, addr, world.Timeout(impatient))
 			if r.OK() || r.Problem != "" {
 				return fmt.Errorf("%s %s gives %v, want a failed call", proto, addr, r)
