@@ -181,6 +181,12 @@ func (s *stage) runAgent(i int) *world.Process {
 	other4, other6 := s.nodes[1].PodCIDRs()
 	args := append(n.AgentFlags(), "--manifests", s.manifests[i], "--service-cidr", "10.96.0.0/16,fd00:10:96::/112",
 		"--cluster-cidr", fmt.Sprintf("%s,%s,%s,%s", pods4, pods6, other4, other6), "--devices", "eth0")
+	for _, flag := range s.more { // instead of the stage's own
+		name, _, _ := strings.Cut(flag, "=")
+		if at := slices.Index(args, name); at >= 0 {
+			args = slices.Delete(args, at, at+2)
+		}
+	}
 	if s.agentPlaces[i] == nil {
 		s.agentPlaces[i] = world.Must(n.Host("agent"))(s.t)
 	}

@@ -37,7 +37,7 @@ import (
 //	portolan ARG... tells WORD...        a line that this command prints on the node "here" has all these words
 //	gain ADDRESS/LENGTH                  the node "here" has this address from here to the end
 //	restart                              the agent "here" ends and another one starts
-//	agents FLAG...                       both agents start again with these flags, too, until the next such step or the end
+//	agents FLAG...                       both agents start again with these flags, too, or instead, until the next such step or the end
 //	nft FILE                             the nodes have these rules from here to the end
 //
 // PROTOCOL is tcp, udp, or sendto: UDP by a socket that does not connect.
