@@ -21,9 +21,12 @@ type Fault struct {
 }
 
 // Faults looks whether what was attached still is, runs the programs it was
-// attached with, and whether these do their work on the tables. It must follow
-// the first Attach. It makes some forty system calls.
+// attached with, and whether these do their work on the tables. Before the first
+// Attach that succeeds there are none. It makes some forty system calls.
 func (l *Loader) Faults(test SelfTest) []Fault {
+	if l.tables == nil {
+		return nil
+	}
 	var out []Fault
 	for _, hook := range hooks {
 		if err := l.hookFault(hook); err != nil {

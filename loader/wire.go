@@ -92,8 +92,12 @@ func (p *wirePrograms) close() {
 
 // SetDevices makes exactly these devices served, and returns how each is. A
 // device that could not be served in the asked way says so in its status; it
-// keeps what it has. It must follow the first Attach.
+// keeps what it has. Before the first Attach that succeeds nothing is done:
+// there are no tables to serve from.
 func (l *Loader) SetDevices(devices []Device) []DeviceStatus {
+	if l.tables == nil {
+		return nil
+	}
 	wanted := make(map[int]Device, len(devices))
 	for _, d := range devices {
 		wanted[d.Index] = d

@@ -61,7 +61,7 @@ ports: [{name: http, port: 8080}]
 endpoints:
 `
 	for i, node := range nodes {
-		text += fmt.Sprintf("- {addresses: [10.244.1.%d], conditions: {ready: true}, nodeName: %s}\n", 10+i, node)
+		text += fmt.Sprintf("- {addresses: [10.244.1.%d], conditions: {ready: true}, nodeName: %s}\n", 1+i, node)
 	}
 	return text + "---\n"
 }

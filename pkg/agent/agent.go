@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,7 +72,8 @@ type Agent struct {
 	devices     []loader.DeviceStatus
 	flows       uint32 // entries of the flow tables at the last sweep
 	cidrs       []netip.Prefix
-	synced      bool
+	seen        bool // everything was seen, and compiled, once
+	synced      bool // and programs of this agent serve it
 	problems    problems
 	programming latencies
 	changes     uint64
@@ -222,7 +224,7 @@ func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <
 		case <-retry.C:
 			err = a.retry()
 		case u := <-updates:
-			if !a.synced {
+			if !a.seen {
 				a.noteProblems(u)
 				merge(&gathered, u)
 				if !gathered.Synced {
@@ -267,7 +269,7 @@ func (a *Agent) apply(u source.Update) error {
 	begin := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	first := !a.synced
+	first := !a.seen
 	if first {
 		// What a first load makes stays: the collector would find nothing to
 		// free, and take a processor from it. A memory limit is obeyed still.
@@ -285,26 +287,51 @@ func (a *Agent) apply(u source.Update) error {
 		errs = append(errs, a.reconciler.ApplyNode(a.nodeTables()))
 	}
 	changes := a.compiler.Apply(compile.Update{Services: u.Services, Slices: u.Slices, Node: u.Node})
+	if !first && !a.synced {
+		changes = a.everything(changes)
+	}
 	if first || len(changes) > 0 {
 		errs = append(errs, a.reconciler.Apply(changes))
 	}
-	a.synced = true
+	a.seen = true
 	err := errors.Join(errs...)
 	if err == nil {
 		a.measure(u, changes, begin, first)
 	}
-	if first && err == nil {
-		a.applyDevices()
-	}
-	a.afterwards(u, changes, begin, first)
+	a.afterwards(u, changes, begin)
 	return err
 }
 
+// everything is every service port there is, and which of some changes took one
+// away: what the tables may lack that no program of this agent has used yet.
+// The caller holds the lock.
+func (a *Agent) everything(changes []compile.Change) []compile.Change {
+	all := slices.DeleteFunc(changes, func(c compile.Change) bool { return c.Port != nil })
+	for p := range a.compiler.Ports() {
+		all = append(all, compile.Change{ID: p.ID, Port: p, All: true})
+	}
+	return all
+}
+
+// takeOver tells what follows from it that programs of this agent use the
+// tables, once they do and whatever became of single service ports. The caller
+// holds the lock.
+func (a *Agent) takeOver(ports int, begin time.Time) {
+	a.synced = true
+	a.log.Info("tables are complete", "servicePorts", ports, "took", time.Since(begin))
+	a.applyDevices()
+	notify(a.sweep)
+	notify(a.checksChanged)
+}
+
 // afterwards is everything that can wait until the tables are right.
-func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time.Time, first bool) {
-	if len(changes) > 0 {
-		a.changes += uint64(len(changes))
-		a.diary.write(a.compiler, changes, first, time.Since(begin))
+func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time.Time) {
+	a.changes += uint64(len(changes))
+	switch {
+	case a.synced:
+		a.diary.write(changes, time.Since(begin))
+	case a.reconciler.Attached():
+		a.takeOver(len(changes), begin)
 	}
 	a.noteChecks(u, changes)
 	a.nodePorts.note(changes)
@@ -314,7 +341,7 @@ func (a *Agent) afterwards(u source.Update, changes []compile.Change, begin time
 		list, _ := a.compiler.Problems()
 		a.problems.set("compile", list)
 	}
-	if first || touchesUDP(changes) {
+	if touchesUDP(changes) {
 		notify(a.sweep)
 	}
 }
@@ -343,16 +370,30 @@ func touchesUDP(changes []compile.Change) bool {
 
 // retry writes service ports anew that failed before.
 func (a *Agent) retry() error {
+	begin := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.synced {
+	if !a.seen {
 		return nil
+	}
+	changes := a.unwritten()
+	err := errors.Join(a.reconciler.ApplyNode(a.nodeTables()), a.reconciler.Apply(changes))
+	if !a.synced && a.reconciler.Attached() {
+		a.takeOver(len(changes), begin)
+	}
+	return err
+}
+
+// unwritten is what the tables are known to lack. The caller holds the lock.
+func (a *Agent) unwritten() []compile.Change {
+	if !a.synced {
+		return a.everything(nil)
 	}
 	var changes []compile.Change
 	for _, id := range a.reconciler.Failed() {
 		changes = append(changes, compile.Change{ID: id, Port: a.compiler.Port(id), All: true})
 	}
-	return errors.Join(a.reconciler.ApplyNode(a.nodeTables()), a.reconciler.Apply(changes))
+	return changes
 }
 
 func notify(c chan struct{}) {

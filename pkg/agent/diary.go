@@ -24,9 +24,8 @@ type diary struct {
 // linesPerSecond is what a burst may fill the log with.
 const linesPerSecond = 20
 
-func (d *diary) write(c *compile.Compiler, changes []compile.Change, first bool, took time.Duration) {
-	if first {
-		d.log.Info("tables are complete", "servicePorts", len(changes), "took", took)
+func (d *diary) write(changes []compile.Change, took time.Duration) {
+	if len(changes) == 0 {
 		return
 	}
 	now := time.Now()

@@ -40,13 +40,11 @@ func (a *Agent) applyNode() error {
 	defer a.mu.Unlock()
 	notify(a.checksChanged)
 	notify(a.nodePorts.changed)
-	if err := a.reconciler.ApplyNode(a.nodeTables()); err != nil {
-		return err
-	}
+	err := a.reconciler.ApplyNode(a.nodeTables())
 	if a.synced {
 		a.applyDevices()
 	}
-	return nil
+	return err
 }
 
 // nodeTables is what the tables are to say about this node. The caller holds

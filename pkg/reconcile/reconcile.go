@@ -208,6 +208,13 @@ func (r *Reconciler) attach() error {
 	return nil
 }
 
+// Attached tells whether the programs that run are this agent's.
+func (r *Reconciler) Attached() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.attached
+}
+
 // Failed returns the service ports whose last change could not be written.
 func (r *Reconciler) Failed() []compile.PortID {
 	r.mu.Lock()
