@@ -68,7 +68,8 @@ type Agent struct {
 	node        service.Node
 	facts       node.Facts
 	links       []node.Link
-	xdpTargets  map[int]bool // links by index, that XDP programs may redirect to
+	read        func() (node.Facts, []node.Link, error) // of this node; readFacts but in tests
+	xdpTargets  map[int]bool                            // links by index, that XDP programs may redirect to
 	devices     []loader.DeviceStatus
 	flows       uint32 // entries of the flow tables at the last sweep
 	cidrs       []netip.Prefix
@@ -114,7 +115,7 @@ func New(cfg Config) (*Agent, error) {
 		diary:       diary{log: cfg.Logger},
 		checks:      health.NewChecks(), checksChanged: make(chan struct{}, 1),
 		keeper: newKeeper(), apiServersChanged: make(chan struct{}, 1),
-		recorder: cfg.Recorder, nodePorts: newNodePorts(),
+		recorder: cfg.Recorder, nodePorts: newNodePorts(), read: readFacts,
 	}
 	for _, f := range loader.Features() {
 		if !f.Required && f.Probe() != nil {
@@ -172,7 +173,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		})
 	}
 	start("watch this node", func(ctx context.Context) error { return node.Watch(ctx, a.noticeNode) })
-	a.readNode()
 	a.problems.set("masquerade ports", errorProblem(a.reservePorts()))
 	start("source", func(ctx context.Context) error { return a.cfg.Source.Run(ctx, a.queue) })
 	start("take updates", func(ctx context.Context) error { return a.take(ctx, updates) })
@@ -208,6 +208,9 @@ func (a *Agent) take(ctx context.Context, updates chan<- source.Update) error {
 }
 
 func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <-chan error) error {
+	if known, err := a.awaitNode(ctx, failed); !known {
+		return err
+	}
 	var gathered source.Update
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
@@ -219,7 +222,9 @@ func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <
 		case err := <-failed:
 			return err
 		case <-a.nodeChanged:
-			a.readNode()
+			if !a.readNode() {
+				time.AfterFunc(retryAfter, func() { notify(a.nodeChanged) })
+			}
 			err = a.applyNode()
 		case <-retry.C:
 			err = a.retry()

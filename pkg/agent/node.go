@@ -18,14 +18,36 @@ import (
 
 func equalPrefixes(a, b []netip.Prefix) bool { return slices.Equal(a, b) }
 
-// readNode takes stock of the node's addresses.
-func (a *Agent) readNode() {
+func readFacts() (node.Facts, []node.Link, error) {
 	facts, err := node.Read()
 	links, linksErr := node.ReadLinks()
-	if err = errors.Join(err, linksErr); err != nil {
+	return facts, links, errors.Join(err, linksErr)
+}
+
+// awaitNode reads what there is to know of this node until it is known, ctx ends
+// or something failed. Without it, whatever an earlier agent left of addresses
+// and devices would be taken for unwanted.
+func (a *Agent) awaitNode(ctx context.Context, failed <-chan error) (known bool, err error) {
+	for !a.readNode() {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case err := <-failed:
+			return false, err
+		case <-time.After(retryAfter):
+		}
+	}
+	return true, nil
+}
+
+// readNode takes stock of the node's addresses and devices, and tells whether it
+// could. The kernel ends a list of them early that changes meanwhile.
+func (a *Agent) readNode() bool {
+	facts, links, err := a.read()
+	if err != nil {
 		a.log.Error("addresses of this node are not up to date", "error", err)
 		a.problems.set("node", errorProblem(err))
-		return
+		return false
 	}
 	a.problems.set("node", nil)
 	targets := a.readXDPTargets(links)
@@ -33,6 +55,7 @@ func (a *Agent) readNode() {
 	defer a.mu.Unlock()
 	a.facts, a.links, a.xdpTargets = facts, links, targets
 	a.problems.set("forwarding", a.forwardingProblems())
+	return true
 }
 
 func (a *Agent) applyNode() error {

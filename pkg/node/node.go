@@ -82,20 +82,18 @@ type Change struct {
 	Facts bool
 }
 
-// Watch calls changed after every change until ctx ends. It must be started
-// before Read for nothing to be missed; bursts come as one call. The kernel
-// drops what does not fit into a subscription's buffer, and says so: then
-// anything may have changed, and Watch subscribes again.
+// Watch calls changed after every change until ctx ends, and once when it has
+// subscribed: who reads then misses nothing. Bursts come as one call. The kernel
+// drops what does not fit into a subscription's buffer, and says so: then Watch
+// subscribes again.
 func Watch(ctx context.Context, changed func(Change)) error {
 	known := map[neighbour]string{}
-	for again := false; ctx.Err() == nil; again = true {
+	for ctx.Err() == nil {
 		s, err := subscribe(ctx)
 		if err != nil {
 			return fmt.Errorf("watch this node's network: %w", err)
 		}
-		if again {
-			changed(Change{Routes: true, Facts: true})
-		}
+		changed(Change{Routes: true, Facts: true}) // anything may have, before
 		s.follow(ctx, known, changed)
 		s.end()
 	}

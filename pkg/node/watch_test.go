@@ -37,6 +37,37 @@ func inNamespace(t *testing.T) (enter func() error) {
 	}
 }
 
+// Who has read the node's addresses before the subscription has missed what
+// changed in between.
+func TestWatchTellsWhenItHasBegun(t *testing.T) {
+	enter := inNamespace(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	told, ended := make(chan Change, 1), make(chan error, 1)
+	go func() {
+		if err := enter(); err != nil {
+			ended <- err
+			return
+		}
+		ended <- Watch(ctx, func(c Change) {
+			select {
+			case told <- c:
+			default:
+			}
+		})
+	}()
+	select {
+	case c := <-told:
+		if !c.Facts || !c.Routes {
+			t.Errorf("told %+v, want that anything may have changed", c)
+		}
+	case err := <-ended:
+		t.Fatalf("Watch ended: %v", err)
+	case <-time.After(5 * time.Second):
+		t.Error("nothing is told")
+	}
+}
+
 // While a change is being taken up the kernel has so much to tell that its
 // buffer overflows. What comes afterwards is told all the same.
 func TestWatchGoesOnAfterMoreChangesThanTheKernelKeeps(t *testing.T) {

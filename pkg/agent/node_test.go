@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"portolan.dev/portolan/pkg/node"
+	"portolan.dev/portolan/pkg/source"
+)
+
+// An agent that knows no address of its node would remove what an earlier one
+// wrote for them.
+func TestNoUpdateIsTakenBeforeTheNodeIsKnown(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	var reads atomic.Int32
+	a := &Agent{log: log, problems: newProblems(log, newTeller(nil, log)), nodeChanged: make(chan struct{}, 1)}
+	a.read = func() (node.Facts, []node.Link, error) {
+		if reads.Add(1) < 3 {
+			return node.Facts{}, nil, errors.New("results may be incomplete")
+		}
+		return node.Facts{}, nil, nil
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	updates, ended := make(chan source.Update), make(chan error, 1)
+	go func() { ended <- a.loop(ctx, updates, nil) }()
+	select {
+	case updates <- source.Update{}:
+	case <-time.After(10 * time.Second):
+		t.Error("no update is taken at all")
+	}
+	if n := reads.Load(); n != 3 {
+		t.Errorf("an update is taken after %d looks at the node, want 3", n)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestANodeThatCannotBeReadIsNamedAndHoldsUpNoFailure(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	a := &Agent{log: log, problems: newProblems(log, newTeller(nil, log))}
+	a.read = func() (node.Facts, []node.Link, error) {
+		return node.Facts{}, nil, errors.New("results may be incomplete")
+	}
+	failed := make(chan error, 1)
+	failed <- errors.New("api: address in use")
+	if err := a.loop(t.Context(), nil, failed); err == nil || !strings.Contains(err.Error(), "address in use") {
+		t.Errorf("loop ended with %v", err)
+	}
+	if list := a.problems.all(); len(list) != 1 || !strings.Contains(list[0].Message, "results may be incomplete") {
+		t.Errorf("problems are %v", list)
+	}
+}
