@@ -141,7 +141,7 @@ func (l *Loader) serve(d Device) {
 	if err == nil {
 		err = l.serveTC(have, programs)
 	}
-	if err == nil && !d.Pod {
+	if err == nil {
 		err = l.serveXDP(have, programs)
 	}
 	if err != nil {
@@ -370,11 +370,16 @@ func (l *Loader) attachTCX(d *wireDevice, side int, program *ebpf.Program) (hook
 }
 
 // serveXDP attaches the XDP program in the mode asked for, or in the best one.
+// Where none is wanted, what an earlier agent left goes: it would decide first.
 func (l *Loader) serveXDP(d *wireDevice, p *wirePrograms) error {
-	if p.xdp == nil || d.xdp != nil || !d.LinkHeader {
+	if d.xdp != nil {
 		return nil
 	}
 	path := filepath.Join(linkDir(l.cfg.BPFFSRoot), fmt.Sprintf(xdpPin, d.Index))
+	if p.xdp == nil || !d.LinkHeader {
+		l.adoptXDP(d, path, nil, nil)
+		return nil
+	}
 	modes := map[XDPMode][]link.XDPAttachFlags{
 		XDPNative:     {link.XDPDriverMode},
 		XDPGeneric:    {link.XDPGenericMode},
@@ -406,7 +411,8 @@ func (l *Loader) serveXDP(d *wireDevice, p *wirePrograms) error {
 	return err
 }
 
-// adoptXDP takes over the link of an earlier agent if its mode is still wanted.
+// adoptXDP takes over the link of an earlier agent if its mode is still wanted,
+// else it detaches the link.
 func (l *Loader) adoptXDP(d *wireDevice, path string, program *ebpf.Program, modes []link.XDPAttachFlags) bool {
 	pinned, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
