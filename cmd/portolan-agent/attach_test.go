@@ -111,4 +111,12 @@ func TestAServiceThatCannotBeWrittenLeavesDevicesServed(t *testing.T) {
 		return nil
 	})
 	s.serves()
+	// Others that can be written mend nothing.
+	for i := range 3 {
+		s.write("dns.yaml", strings.ReplaceAll(strings.ReplaceAll(dnsService, ": dns", fmt.Sprint(": dns", i)), "96::10", fmt.Sprint("96::2", i)))
+		time.Sleep(time.Second)
+	}
+	if strings.Contains(s.agent.Output(), "mended: write service port") {
+		t.Error("the log says that it is mended")
+	}
 }

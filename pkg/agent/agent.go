@@ -75,6 +75,7 @@ type Agent struct {
 	cidrs       []netip.Prefix
 	seen        bool // everything was seen, and compiled, once
 	synced      bool // and programs of this agent serve it
+	unfinished  unfinished
 	problems    problems
 	programming latencies
 	changes     uint64
@@ -212,10 +213,8 @@ func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <
 		return err
 	}
 	var gathered source.Update
-	retry := time.NewTimer(time.Hour)
-	retry.Stop()
+	var retry <-chan time.Time
 	for {
-		var err error
 		select {
 		case <-ctx.Done():
 			return nil
@@ -225,9 +224,10 @@ func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <
 			if !a.readNode() {
 				time.AfterFunc(retryAfter, func() { notify(a.nodeChanged) })
 			}
-			err = a.applyNode()
-		case <-retry.C:
-			err = a.retry()
+			a.applyNode()
+		case <-retry:
+			retry = nil
+			a.retry()
 		case u := <-updates:
 			if !a.seen {
 				a.noteProblems(u)
@@ -237,13 +237,14 @@ func (a *Agent) loop(ctx context.Context, updates <-chan source.Update, failed <
 				}
 				u, gathered = gathered, source.Update{}
 			}
-			err = a.apply(u)
+			a.apply(u)
 		}
-		if err != nil {
+		err := a.noteProgress()
+		// Changes that keep coming must not put it off.
+		if err != nil && retry == nil {
 			a.log.Error("tables are not up to date, trying again", "error", err, "after", retryAfter)
-			retry.Reset(retryAfter)
+			retry = time.After(retryAfter)
 		}
-		a.noteProgress(err)
 		a.problems.set("tables", errorProblem(err))
 	}
 }
@@ -270,7 +271,7 @@ func merge(into *source.Update, u source.Update) {
 }
 
 // apply takes one batch from objects to tables.
-func (a *Agent) apply(u source.Update) error {
+func (a *Agent) apply(u source.Update) {
 	begin := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -289,22 +290,20 @@ func (a *Agent) apply(u source.Update) error {
 	}
 	if first || u.Node != nil || !equalPrefixes(u.ServiceCIDRs, a.cidrs) {
 		a.cidrs = u.ServiceCIDRs
-		errs = append(errs, a.reconciler.ApplyNode(a.nodeTables()))
+		errs = append(errs, a.writeNode())
 	}
 	changes := a.compiler.Apply(compile.Update{Services: u.Services, Slices: u.Slices, Node: u.Node})
 	if !first && !a.synced {
 		changes = a.everything(changes)
 	}
 	if first || len(changes) > 0 {
-		errs = append(errs, a.reconciler.Apply(changes))
+		errs = append(errs, a.writePorts(changes))
 	}
 	a.seen = true
-	err := errors.Join(errs...)
-	if err == nil {
+	if errors.Join(errs...) == nil {
 		a.measure(u, changes, begin, first)
 	}
 	a.afterwards(u, changes, begin)
-	return err
 }
 
 // everything is every service port there is, and which of some changes took one
@@ -373,18 +372,38 @@ func touchesUDP(changes []compile.Change) bool {
 	return false
 }
 
-// retry writes service ports anew that failed before.
-func (a *Agent) retry() error {
+// retry writes anew what failed before.
+func (a *Agent) retry() {
 	begin := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.seen {
-		return nil
+		return
 	}
 	changes := a.unwritten()
-	err := errors.Join(a.reconciler.ApplyNode(a.nodeTables()), a.reconciler.Apply(changes))
+	a.writeNode()
+	a.writePorts(changes)
 	if !a.synced && a.reconciler.Attached() {
 		a.takeOver(len(changes), begin)
+	}
+}
+
+// unfinished is what could not be written, each by what has to be tried again:
+// that another thing could be written mends nothing.
+type unfinished struct{ node, ports error }
+
+// writeNode has the tables say what this node is. The caller holds the lock.
+func (a *Agent) writeNode() error {
+	a.unfinished.node = a.reconciler.ApplyNode(a.nodeTables())
+	return a.unfinished.node
+}
+
+// writePorts has the tables say what the changes say, and tries anew whatever
+// else of them did not succeed but for service ports. The caller holds the lock.
+func (a *Agent) writePorts(changes []compile.Change) error {
+	err := a.reconciler.Apply(changes)
+	if err != nil || len(a.reconciler.Failed()) == 0 {
+		a.unfinished.ports = err
 	}
 	return err
 }

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,19 +22,21 @@ func allAttached(root string) bool {
 }
 
 // noteProgress tells whoever asks for the agent's health how the tables stand
-// after a change, a retry, or a change of the node. A few service ports that
-// cannot be written are problems of theirs: if the node were called sick, all
-// nodes would be, and one Service would take all others down.
-func (a *Agent) noteProgress(err error) {
+// after a change, a retry, or a change of the node, and returns why they are not
+// up to date. A few service ports that cannot be written are problems of theirs:
+// if the node were called sick, all nodes would be, and one Service would take
+// all others down.
+func (a *Agent) noteProgress() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case !a.synced:
-	case err != nil && len(a.reconciler.Failed()) == 0:
+	case a.unfinished.node != nil, a.unfinished.ports != nil && len(a.reconciler.Failed()) == 0:
 		a.proxy.Begin(time.Now())
 	default:
 		a.proxy.Update(time.Now())
 	}
+	return errors.Join(a.unfinished.node, a.unfinished.ports)
 }
 
 // testEvery is how often the dataplane is looked at.

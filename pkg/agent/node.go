@@ -58,16 +58,15 @@ func (a *Agent) readNode() bool {
 	return true
 }
 
-func (a *Agent) applyNode() error {
+func (a *Agent) applyNode() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	notify(a.checksChanged)
 	notify(a.nodePorts.changed)
-	err := a.reconciler.ApplyNode(a.nodeTables())
+	a.writeNode()
 	if a.synced {
 		a.applyDevices()
 	}
-	return err
 }
 
 // nodeTables is what the tables are to say about this node. The caller holds

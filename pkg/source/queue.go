@@ -122,7 +122,14 @@ func (q *Queue) SetProblems(key string, list []service.Problem) {
 }
 
 // SetSynced tells that everything has been seen once.
-func (q *Queue) SetSynced() { q.add(func(u *Update) { u.Synced = true }) }
+func (q *Queue) SetSynced() {
+	q.mu.Lock()
+	same := q.pending.Synced
+	q.mu.Unlock()
+	if !same {
+		q.add(func(u *Update) { u.Synced = true })
+	}
+}
 
 // Batch makes several changes visible as one.
 func (q *Queue) Batch(change func(*Update)) { q.add(change) }

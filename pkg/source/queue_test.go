@@ -60,11 +60,13 @@ func TestWhatWasHandedOverIsNotHandedOverAgain(t *testing.T) {
 	}
 }
 
-func TestCIDRsThatStayAsTheyAreWakeNobody(t *testing.T) {
+func TestWhatStaysAsItIsWakesNobody(t *testing.T) {
 	q := NewQueue()
 	q.SetCIDRs(prefixes("10.96.0.0/12"))
+	q.SetSynced()
 	take(t, q)
 	q.SetCIDRs(prefixes("10.96.0.0/12"))
+	q.SetSynced()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if u, err := q.Take(ctx); err == nil {
