@@ -22,12 +22,22 @@ import (
 // flow is a minute; the look takes a millisecond per 10,000 flows.
 const sweepEvery = 5 * time.Second
 
+// outward are the devices whose traffic comes from outside the node: those of
+// pods are none, whatever else they look like.
+func (a *Agent) outward(links []node.Link) []node.Link {
+	pods := map[int]bool{}
+	for _, l := range node.Matching(links, a.cfg.Options.PodDevices) {
+		pods[l.Index] = true
+	}
+	return slices.DeleteFunc(node.Outward(links, a.cfg.Options.Devices), func(l node.Link) bool { return pods[l.Index] })
+}
+
 // applyDevices has the devices of this node served as they are now. The caller
 // holds the lock; tables are attached.
 func (a *Agent) applyDevices() {
 	opt := &a.cfg.Options
 	var devices []loader.Device
-	for _, l := range node.Outward(a.links, opt.Devices) {
+	for _, l := range a.outward(a.links) {
 		devices = append(devices, loader.Device{Index: l.Index, Name: l.Name, LinkHeader: l.LinkHeader})
 	}
 	for _, l := range node.Matching(a.links, opt.PodDevices) {
@@ -40,7 +50,7 @@ func (a *Agent) applyDevices() {
 			found = append(found, service.Problem{Object: "device " + d.Name, Reason: service.ReasonDevice, Message: d.Problem})
 		}
 	}
-	if len(opt.Devices) > 0 && len(node.Outward(a.links, opt.Devices)) == 0 {
+	if len(opt.Devices) > 0 && len(a.outward(a.links)) == 0 {
 		found = append(found, service.Problem{Object: "--devices", Reason: service.ReasonDevice,
 			Message: fmt.Sprintf("no device matches %s: traffic from outside is not translated", strings.Join(opt.Devices, ","))})
 	}
@@ -50,7 +60,7 @@ func (a *Agent) applyDevices() {
 // wireDevices is what the wire programs have to know of the links.
 func (a *Agent) wireDevices() []reconcile.Device {
 	outward := map[int]bool{}
-	for _, l := range node.Outward(a.links, a.cfg.Options.Devices) {
+	for _, l := range a.outward(a.links) {
 		outward[l.Index] = true
 	}
 	out := make([]reconcile.Device, 0, len(a.links))
@@ -84,7 +94,7 @@ func (a *Agent) readXDPTargets(links []node.Link) map[int]bool {
 		return out
 	}
 	var errs []error
-	for _, l := range node.Outward(links, a.cfg.Options.Devices) {
+	for _, l := range a.outward(links) {
 		takes, err := node.XDPTarget(l.Index)
 		out[l.Index] = takes
 		errs = append(errs, err)
