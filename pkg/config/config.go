@@ -182,6 +182,10 @@ func (c *Config) Validate(f *pflag.FlagSet) error {
 		}
 		c.NodeName = name
 	}
+	// As kube-proxy does: the kubelet names Nodes in lower case.
+	if c.NodeName = strings.ToLower(strings.TrimSpace(c.NodeName)); c.NodeName == "" {
+		errs = append(errs, errors.New("--node-name: the name is empty; give the Node object's"))
+	}
 	var err error
 	if c.NodePorts, err = node.ParseSelection(c.NodePortAddresses); err != nil {
 		errs = append(errs, err)

@@ -263,5 +263,6 @@ const (
 	ReasonNodePortHeld    = "nodeport-held" // a socket of this node has a NodePort
 	ReasonDataplane       = "dataplane"     // the kernel does not do what it was told
 	ReasonHost            = "host"          // a setting of this node could not be made
+	ReasonNoNode          = "no-node"       // the cluster has no Node of this node's name
 	ReasonKept            = "kept"          // an update is not believed, what was before stays
 )

@@ -68,6 +68,7 @@ type Source struct {
 	mu       sync.Mutex
 	unlisted map[string]bool // resources not listed yet
 	cidrs    map[string][]netip.Prefix
+	nodeless bool // the API server has no Node of this name
 }
 
 // maxBackoff keeps an API server that was away from being missed for long.
@@ -163,9 +164,13 @@ func (s *Source) follow(ctx context.Context, q *source.Queue, client *rest.RESTC
 	link := &link{q: q, log: s.cfg.Logger, resource: r.name}
 	r.store.listed = func(objects int) {
 		link.up(objects)
+		s.counted(q, r.name, objects)
 		s.seen(q, r.name)
 	}
-	r.store.event = link.up
+	r.store.event = func(objects int) {
+		link.up(objects)
+		s.counted(q, r.name, objects)
+	}
 	reflector := cache.NewReflectorWithOptions(listWatch(client, r, link), r.example, r.store, cache.ReflectorOptions{
 		Name:    r.name,
 		Backoff: &wait.Backoff{Duration: 100 * time.Millisecond, Cap: maxBackoff, Factor: 2, Jitter: 0.2, Steps: 8},
@@ -231,6 +236,27 @@ func (s *Source) seen(q *source.Queue, name string) {
 	if done {
 		q.SetSynced()
 	}
+}
+
+// counted names this node's Node while there is none.
+func (s *Source) counted(q *source.Queue, resource string, objects int) {
+	if resource != "nodes" {
+		return
+	}
+	s.mu.Lock()
+	was := s.nodeless
+	s.nodeless = objects == 0
+	now := s.nodeless
+	s.mu.Unlock()
+	if was == now {
+		return
+	}
+	var problems []service.Problem
+	if now {
+		problems = []service.Problem{{Object: "Node " + s.cfg.NodeName, Reason: service.ReasonNoNode,
+			Message: "the API server has no such Node: every endpoint counts as another node's, and with policy Local nothing is served; name this node's by --node-name"}}
+	}
+	q.SetProblems("this node", problems)
 }
 
 func (s *Source) resources(q *source.Queue) []resource {

@@ -186,6 +186,24 @@ func TestANodeThatIsGoneOrUnreadableKeepsItsLastState(t *testing.T) {
 	}
 }
 
+func TestANodeThatThereIsNotIsNamedUntilItComes(t *testing.T) {
+	t.Parallel()
+	s := newFakeServer(t)
+	f := follow(t, s)
+	f.until("synced", func() bool { return f.synced })
+	missing := func() bool { return len(f.problems["this node"]) == 1 }
+	if !missing() {
+		t.Errorf("synced without a Node, and problems are %v", f.problems)
+	}
+	here := object{"metadata": object{"name": "here"}}
+	s.set("nodes", "here", here)
+	f.until("it comes", func() bool { return f.node != nil && !missing() })
+	s.set("nodes", "here", nil)
+	f.until("it goes", missing)
+	s.set("nodes", "here", here)
+	f.until("it comes again", func() bool { return !missing() })
+}
+
 func TestAnAPIServerThatIsAwayChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := newFakeServer(t)
