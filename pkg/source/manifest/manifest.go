@@ -259,6 +259,8 @@ func (s *Source) tell(q *source.Queue, all objects, bad map[string][]service.Pro
 		}
 		changes = append(changes, func(u *source.Update) { u.Node = &node })
 	}
+	// Nothing is said of ServiceCIDRs where there never were any.
+	knowsCIDRs := len(all.cidrs) > 0 || len(s.told.cidrs) > 0
 	s.told = all
 	if len(changes) > 0 {
 		q.Batch(func(u *source.Update) {
@@ -267,8 +269,8 @@ func (s *Source) tell(q *source.Queue, all objects, bad map[string][]service.Pro
 			}
 		})
 	}
-	if cidrs := all.prefixes(); len(cidrs) > 0 || len(all.cidrs) > 0 {
-		q.SetCIDRs(cidrs)
+	if knowsCIDRs {
+		q.SetCIDRs(all.prefixes())
 	}
 	s.tellProblems(q, bad)
 	q.SetSynced()

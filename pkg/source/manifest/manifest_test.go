@@ -183,3 +183,22 @@ func TestADirectoryThatIsMissingIsAProblemUntilItComes(t *testing.T) {
 	w.write("web.yaml", webYAML)
 	w.until("the Service", func() bool { return w.has("web") && w.all.Synced && len(w.all.Problems["directory "+w.dir]) == 0 })
 }
+
+func TestServiceCIDRsGoWithTheirManifests(t *testing.T) {
+	t.Parallel()
+	w := watch(t)
+	const object = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: name-of}\nspec: {cidrs: [prefix-of]}\n"
+	w.write("a.yaml", strings.NewReplacer("name-of", "a", "prefix-of", "10.96.0.0/16").Replace(object))
+	w.write("b.yaml", strings.NewReplacer("name-of", "b", "prefix-of", "10.97.0.0/16").Replace(object))
+	w.run()
+	w.until("both are known", func() bool { return len(w.all.ServiceCIDRs) == 2 })
+	for _, c := range []struct {
+		file string
+		left int
+	}{{"a.yaml", 1}, {"b.yaml", 0}} {
+		if err := os.Remove(filepath.Join(w.dir, c.file)); err != nil {
+			t.Fatal(err)
+		}
+		w.until(c.file+" is gone", func() bool { return len(w.all.ServiceCIDRs) == c.left })
+	}
+}
