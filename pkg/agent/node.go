@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -82,6 +83,7 @@ func (a *Agent) nodeTables() reconcile.Node {
 		Masquerade:    reconcile.PortRange{First: opt.MasqueradeFirst, Last: opt.MasqueradeLast},
 		Devices:       a.wireDevices(),
 	}
+	a.problems.set("cluster CIDRs", tooManyCIDRs("--cluster-cidr", n.InsideCIDRs, "traffic from the others counts as from outside"))
 	// Of all Services of the cluster this agent serves a few: whose the other
 	// addresses are it cannot know.
 	if opt.ServiceProxyName != "" {
@@ -92,16 +94,16 @@ func (a *Agent) nodeTables() reconcile.Node {
 		n.ServiceCIDRs = a.cidrs
 	}
 	n.ServiceCIDRs = reconcile.Canonical(n.ServiceCIDRs)
-	a.problems.set("service CIDRs", tooManyCIDRs(n.ServiceCIDRs))
+	a.problems.set("service CIDRs", tooManyCIDRs("service CIDRs", n.ServiceCIDRs, "addresses of the others that no Service has are not refused"))
 	return n
 }
 
-func tooManyCIDRs(cidrs []netip.Prefix) []service.Problem {
+func tooManyCIDRs(object string, cidrs []netip.Prefix, without string) []service.Problem {
 	if len(cidrs) <= reconcile.MaxServiceCIDRs {
 		return nil
 	}
-	return []service.Problem{{Object: "service CIDRs", Reason: service.ReasonTableFull,
-		Message: "there are more than 8; addresses of the others that no Service has are not refused: join neighbouring CIDRs"}}
+	return []service.Problem{{Object: object, Reason: service.ReasonTableFull,
+		Message: fmt.Sprintf("there are more than %d; %s: join neighbouring CIDRs", reconcile.MaxServiceCIDRs, without)}}
 }
 
 // closeStale closes UDP sockets of stopped backends after changes that may have

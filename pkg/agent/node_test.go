@@ -6,11 +6,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"portolan.dev/portolan/pkg/config"
 	"portolan.dev/portolan/pkg/node"
 	"portolan.dev/portolan/pkg/source"
 )
@@ -59,5 +62,34 @@ func TestANodeThatCannotBeReadIsNamedAndHoldsUpNoFailure(t *testing.T) {
 	}
 	if list := a.problems.all(); len(list) != 1 || !strings.Contains(list[0].Message, "results may be incomplete") {
 		t.Errorf("problems are %v", list)
+	}
+}
+
+func TestCIDRsThatFindNoPlaceAreNamed(t *testing.T) {
+	t.Parallel()
+	var nine []netip.Prefix
+	for i := range byte(9) {
+		nine = append(nine, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, i, 0, 0}), 16))
+	}
+	for name, c := range map[string]struct {
+		options config.Config
+		want    []string // objects
+	}{
+		"eight of each":                  {config.Config{InsideCIDRs: nine[:8], CIDRs: nine[:8]}, nil},
+		"nine --service-cidr":            {config.Config{CIDRs: nine}, []string{"service CIDRs"}},
+		"nine --cluster-cidr":            {config.Config{InsideCIDRs: nine}, []string{"--cluster-cidr"}},
+		"nine, for some of the Services": {config.Config{InsideCIDRs: nine, CIDRs: nine, ServiceProxyName: "ours"}, []string{"--cluster-cidr"}},
+		"one that repeats":               {config.Config{InsideCIDRs: append(nine[:8:8], nine[0])}, nil},
+	} {
+		log := slog.New(slog.DiscardHandler)
+		a := &Agent{log: log, problems: newProblems(log, newTeller(nil, log)), cfg: Config{Options: c.options}}
+		a.nodeTables()
+		var got []string
+		for _, p := range a.problems.all() {
+			got = append(got, p.Object)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: problems are of %q, want %q", name, got, c.want)
+		}
 	}
 }
