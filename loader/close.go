@@ -36,14 +36,10 @@ func (c ClosedUDP) Total() int { return c.ByProgram + c.ByDiag }
 // Entering another namespace takes CAP_SYS_ADMIN. It may run concurrently with
 // everything else.
 func (l *Loader) CloseStaleUDP(namespace string) (closed ClosedUDP, err error) {
-	program := l.closeUDP
-	if program == nil {
-		return closed, nil
-	}
 	err = inNamespace(namespace, func() error {
-		iterator, err := link.AttachIter(link.IterOptions{Program: program})
-		if err != nil {
-			return fmt.Errorf("list UDP sockets: %w", err)
+		iterator, err := l.iterator()
+		if err != nil || iterator == nil {
+			return err
 		}
 		defer iterator.Close()
 		closed, err = closeListed(iterator)
@@ -52,11 +48,29 @@ func (l *Loader) CloseStaleUDP(namespace string) (closed ClosedUDP, err error) {
 	return closed, err
 }
 
+// switchCloseUDP has a program used from now on.
 func (l *Loader) switchCloseUDP(fresh *ebpf.Program) {
+	l.closeLock.Lock()
+	defer l.closeLock.Unlock()
 	if l.closeUDP != nil {
 		l.closeUDP.Close()
 	}
 	l.closeUDP = fresh
+}
+
+// iterator is one of the program in use, which it keeps when that is replaced;
+// nil before there is any.
+func (l *Loader) iterator() (*link.Iter, error) {
+	l.closeLock.Lock()
+	defer l.closeLock.Unlock()
+	if l.closeUDP == nil {
+		return nil, nil
+	}
+	iterator, err := link.AttachIter(link.IterOptions{Program: l.closeUDP})
+	if err != nil {
+		return nil, fmt.Errorf("list UDP sockets: %w", err)
+	}
+	return iterator, nil
 }
 
 func closeListed(iterator *link.Iter) (closed ClosedUDP, err error) {

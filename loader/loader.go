@@ -63,7 +63,9 @@ type Loader struct {
 	types    *btf.Spec
 	links    map[string]link.Link
 	attached map[string]ebpf.ProgramID // by hook
-	closeUDP *ebpf.Program
+
+	closeLock sync.Mutex
+	closeUDP  *ebpf.Program
 
 	tables  *maps.Set // of the last Attach
 	wire    map[variant]*wirePrograms
