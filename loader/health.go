@@ -35,8 +35,10 @@ func (l *Loader) Faults(test SelfTest) []Fault {
 		}
 	}
 	for _, d := range l.devices {
-		if err := l.deviceFault(d); err != nil {
-			out = append(out, Fault{0, fmt.Sprintf("device %s: %v", d.Name, err)})
+		d.status.Lost = nil
+		for _, hook := range l.lost(d) {
+			d.status.Lost = append(d.status.Lost, hook.name)
+			out = append(out, Fault{0, fmt.Sprintf("device %s: %v", d.Name, hook.err)})
 		}
 	}
 	return append(out, l.run(test)...)
@@ -74,13 +76,30 @@ func (l *Loader) hookFault(hook string) error {
 	return foreign(info.Program, l.attached[hook])
 }
 
-// deviceFault looks at what a device was given. What it could not be given is
-// in its status.
-func (l *Loader) deviceFault(d *wireDevice) error {
+// lostHook is a hook of a device, "tc" or "xdp", and what became of it.
+type lostHook struct {
+	name string
+	err  error
+}
+
+// lost looks at what a device was given. What it could not be given is in its
+// status.
+func (l *Loader) lost(d *wireDevice) []lostHook {
 	programs := l.wire[d.variant()]
 	if _, err := netlink.LinkByIndex(d.Index); err != nil || programs == nil {
 		return nil // it has just gone, and will not be served any more
 	}
+	var out []lostHook
+	if err := d.tcFault(programs); err != nil {
+		out = append(out, lostHook{"tc", err})
+	}
+	if err := d.xdpFault(programs); err != nil {
+		out = append(out, lostHook{"xdp", err})
+	}
+	return out
+}
+
+func (d *wireDevice) tcFault(programs *wirePrograms) error {
 	for side, hook := range d.tc {
 		if hook == nil {
 			continue
@@ -90,6 +109,10 @@ func (l *Loader) deviceFault(d *wireDevice) error {
 			return fmt.Errorf("tc %s: %w", sideNames[side], err)
 		}
 	}
+	return nil
+}
+
+func (d *wireDevice) xdpFault(programs *wirePrograms) error {
 	if d.xdp == nil || programs.xdp == nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -163,14 +164,21 @@ func TestAWireProgramThatIsLostIsAFault(t *testing.T) {
 				}
 			}
 			expect(t, name+": egress detached", l.Faults(SelfTest{}), Fault{0, want})
+			lost := func(hooks ...string) {
+				t.Helper()
+				if s := l.DeviceStatus(); len(s) != 1 || !slices.Equal(s[0].Lost, hooks) {
+					t.Errorf("%s: status is %+v, want %v lost", name, s, hooks)
+				}
+			}
+			lost("tc")
 			if d.xdp == nil {
 				return
 			}
-			d.tc[1] = nil // one fault of a device hides the next
 			if err := d.xdp.(link.Link).Detach(); err != nil {
 				t.Fatal(err)
 			}
-			expect(t, name+": XDP detached", l.Faults(SelfTest{}), Fault{0, "device eth0: XDP: somebody detached it"})
+			expect(t, name+": XDP detached", l.Faults(SelfTest{}), Fault{0, want}, Fault{0, "device eth0: XDP: somebody detached it"})
+			lost("tc", "xdp")
 		})
 	}
 }

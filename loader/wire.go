@@ -46,10 +46,12 @@ type Device struct {
 type DeviceStatus struct {
 	Name string `json:"name"`
 	Pod  bool   `json:"pod,omitempty"`
-	// Hook is "tcx" or "clsact".
+	// Hook is "tcx" or "clsact", once both sides have programs.
 	Hook string `json:"hook,omitempty"`
 	// XDP is "native", "generic" or "none".
 	XDP string `json:"xdp"`
+	// Lost are the hooks, "tc" or "xdp", that were attached and are not any more.
+	Lost []string `json:"lost,omitempty"`
 	// Problem says what is not as it was asked for.
 	Problem string `json:"problem,omitempty"`
 }
@@ -315,17 +317,13 @@ func pinnedIndex(name string) (int, bool) {
 // serveTC attaches both sides by tcx where the kernel has it, else by filters
 // of a clsact queueing discipline.
 func (l *Loader) serveTC(d *wireDevice, p *wirePrograms) error {
-	d.status.Hook = "tcx"
+	name, attach := "tcx", l.attachTCX
 	if l.cfg.WithoutTCX || haveTCX() != nil {
-		d.status.Hook = "clsact"
+		name, attach = "clsact", l.attachFilter
 	}
 	for side, program := range p.sides {
 		if d.tc[side] != nil {
 			continue
-		}
-		attach := l.attachTCX
-		if d.status.Hook == "clsact" {
-			attach = l.attachFilter
 		}
 		hook, err := attach(d, side, program)
 		if err != nil {
@@ -333,6 +331,7 @@ func (l *Loader) serveTC(d *wireDevice, p *wirePrograms) error {
 		}
 		d.tc[side] = hook
 	}
+	d.status.Hook = name
 	return nil
 }
 

@@ -30,20 +30,20 @@ func next(t *testing.T, l *Loader, set *maps.Set, edit func(*Config)) *Loader {
 
 // What an earlier agent left would decide first, by tables that nobody keeps.
 func TestAnXDPProgramThatIsNotWantedAnyMoreIsTakenOff(t *testing.T) {
-	for name, c := range map[string]struct {
-		mode   XDPMode
-		device Device
-	}{
-		"--xdp disabled":   {XDPDisabled, Device{Name: "eth0", LinkHeader: true}},
-		"a pod's device":   {XDPGeneric, Device{Name: "eth0", LinkHeader: true, Pod: true}},
-		"no link's header": {XDPGeneric, Device{Name: "eth0"}},
-	} {
-		attachedTo(t, Config{XDP: XDPGeneric}, func(l *Loader, set *maps.Set, uplink int) {
-			if attachedMode(uplink) == 0 {
-				t.Fatal("no XDP program to begin with")
+	attachedTo(t, Config{XDP: XDPGeneric}, func(l *Loader, set *maps.Set, uplink int) {
+		served := Device{Index: uplink, Name: "eth0", LinkHeader: true}
+		for name, c := range map[string]struct {
+			mode   XDPMode
+			device Device
+		}{
+			"--xdp disabled": {XDPDisabled, served},
+			"a pod's device": {XDPGeneric, Device{Index: uplink, Name: "eth0", LinkHeader: true, Pod: true}},
+			"no link header": {XDPGeneric, Device{Index: uplink, Name: "eth0"}},
+		} {
+			if l.SetDevices([]Device{served}); attachedMode(uplink) == 0 {
+				t.Fatalf("%s: no XDP program to begin with", name)
 			}
 			l = next(t, l, set, func(cfg *Config) { cfg.XDP = c.mode })
-			c.device.Index = uplink
 			if s := l.SetDevices([]Device{c.device}); len(s) != 1 || s[0].XDP != "none" || s[0].Problem != "" {
 				t.Errorf("%s: status is %+v", name, s)
 			}
@@ -53,6 +53,16 @@ func TestAnXDPProgramThatIsNotWantedAnyMoreIsTakenOff(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(linkDir(l.cfg.BPFFSRoot), fmt.Sprintf(xdpPin, uplink))); err == nil {
 				t.Errorf("%s: its link is pinned still", name)
 			}
-		})
-	}
+			l = next(t, l, set, func(cfg *Config) { cfg.XDP = XDPGeneric })
+		}
+	})
+}
+
+func TestADeviceThatCannotBeServedHasNoHook(t *testing.T) {
+	attachedTo(t, Config{}, func(l *Loader, _ *maps.Set, _ int) {
+		s := l.SetDevices([]Device{{Index: 1 << 20, Name: "nowhere", LinkHeader: true}})
+		if len(s) != 1 || s[0].Hook != "" || s[0].XDP != "none" || s[0].Problem == "" {
+			t.Errorf("status is %+v", s)
+		}
+	})
 }

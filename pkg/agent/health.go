@@ -59,6 +59,7 @@ func (a *Agent) testDataplane(ctx context.Context) error {
 		var seen []loader.Fault
 		if a.synced {
 			seen = a.loader.Faults(known.choose(a))
+			a.devices = a.loader.DeviceStatus()
 		}
 		a.mu.Unlock()
 		found := lasting(before, seen)

@@ -12,6 +12,7 @@ package metrics
 import (
 	"net/http"
 	"runtime"
+	"slices"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -133,9 +134,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(attached, truth(h.Attached), h.Hook, "", h.Mode)
 	}
 	for _, d := range s.Devices {
-		gauge(attached, truth(d.Hook != "" && d.Problem == ""), "tc", d.Name, d.Hook)
+		gauge(attached, truth(d.Hook != "" && !slices.Contains(d.Lost, "tc")), "tc", d.Name, d.Hook)
 		if d.XDP != "none" {
-			gauge(attached, 1, "xdp", d.Name, d.XDP)
+			gauge(attached, truth(!slices.Contains(d.Lost, "xdp")), "xdp", d.Name, d.XDP)
 		}
 	}
 	for _, r := range s.Resources {
