@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -48,4 +49,27 @@ func TestTheMetricsPortAnswersAsKubeProxysDoes(t *testing.T) {
 		`kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1`+"\n",
 		"portolan_network_programming_seconds_count 1\n",
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 0`+"\n")
+	// By these two alerts tell that a proxy hangs: also of a family that had no
+	// change, no batch may seem to wait.
+	world.Eventually(t, func() error {
+		got, err := s.get(port, "/metrics")
+		if err != nil {
+			return err
+		}
+		for _, family := range []string{"IPv4", "IPv6"} {
+			queued, done := value(got.body, "last_queued_timestamp_seconds", family), value(got.body, "last_timestamp_seconds", family)
+			if queued == 0 || done < queued {
+				return fmt.Errorf("%s: queued at %f, in the tables at %f", family, queued, done)
+			}
+		}
+		return nil
+	})
+}
+
+// value is that of a metric of kube-proxy's syncs.
+func value(scrape, metric, family string) float64 {
+	_, rest, _ := strings.Cut(scrape, fmt.Sprintf("\nkubeproxy_sync_proxy_rules_%s{ip_family=%q} ", metric, family))
+	number, _, _ := strings.Cut(rest, "\n")
+	v, _ := strconv.ParseFloat(number, 64) // 0 when there is none
+	return v
 }

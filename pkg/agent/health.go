@@ -35,6 +35,7 @@ func (a *Agent) noteProgress() error {
 		a.proxy.Begin(time.Now())
 	default:
 		a.proxy.Update(time.Now())
+		a.recorder.UpToDate(time.Now())
 	}
 	return errors.Join(a.unfinished.node, a.unfinished.ports)
 }

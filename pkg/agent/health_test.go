@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"portolan.dev/portolan/pkg/health"
+	"portolan.dev/portolan/pkg/metrics"
 	"portolan.dev/portolan/pkg/reconcile"
 )
 
@@ -22,7 +23,7 @@ func TestWhatCannotBeWrittenIsSickWhateverElseIsWritten(t *testing.T) {
 		"growth fails":      {unfinished{ports: errors.New("switch to larger tables")}, true},
 		"both of them fail": {unfinished{node: errors.New("write device"), ports: errors.New("switch to larger tables")}, true},
 	} {
-		a := &Agent{reconciler: &reconcile.Reconciler{}, proxy: health.NewProxy(false), synced: true, unfinished: c.unfinished}
+		a := &Agent{reconciler: &reconcile.Reconciler{}, proxy: health.NewProxy(false), recorder: metrics.NewRecorder(), synced: true, unfinished: c.unfinished}
 		a.proxy.Update(time.Now())
 		for range 2 { // a change comes, and something is looked at
 			a.proxy.Queue(time.Now())

@@ -19,7 +19,7 @@ func (a *Agent) measure(u source.Update, changes []compile.Change, begin time.Ti
 	if first {
 		in = []service.Family{service.IPv4, service.IPv6}
 	}
-	a.recorder.Synced(in, now.Sub(begin), first, now)
+	a.recorder.Synced(in, now.Sub(begin), first)
 	if first || len(changes) == 0 {
 		return // a first load tells of the cluster's past
 	}

@@ -107,7 +107,7 @@ func (r *Recorder) Queued(services, slices int, now time.Time) {
 
 // Synced notes that a batch has got into the tables of some families, in how
 // much time; full: it was everything there is.
-func (r *Recorder) Synced(in []service.Family, took time.Duration, full bool, now time.Time) {
+func (r *Recorder) Synced(in []service.Family, took time.Duration, full bool) {
 	r.pending[0].Set(0)
 	r.pending[1].Set(0)
 	part := r.partialSync
@@ -118,7 +118,14 @@ func (r *Recorder) Synced(in []service.Family, took time.Duration, full bool, no
 		label := f.String()
 		r.sync.WithLabelValues(label).Observe(took.Seconds())
 		part.WithLabelValues(label).Observe(took.Seconds())
-		r.synced.WithLabelValues(label).Set(seconds(now))
+	}
+}
+
+// UpToDate notes that no batch waits: what had to change of either family is in
+// the tables.
+func (r *Recorder) UpToDate(now time.Time) {
+	for _, f := range families {
+		r.synced.WithLabelValues(f.String()).Set(seconds(now))
 	}
 }
 
