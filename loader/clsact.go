@@ -77,10 +77,13 @@ func (f filterLink) Close() error { return nil }
 
 // removeFilters takes away our filters from devices that are not wanted, and,
 // where tcx serves, from all: an earlier agent may have run on another kernel.
-func (l *Loader) removeFilters(wanted map[int]Device) {
+// It tells whether it could look. It lists the filters of every device, and
+// there may be thousands: once is enough, for what this loader attaches it
+// detaches.
+func (l *Loader) removeFilters(wanted map[int]Device) bool {
 	links, err := netlink.LinkList()
 	if err != nil {
-		return
+		return false
 	}
 	clsact := l.cfg.WithoutTCX || haveTCX() != nil
 	for _, dev := range links {
@@ -88,6 +91,7 @@ func (l *Loader) removeFilters(wanted map[int]Device) {
 			ourFilters(dev, true)
 		}
 	}
+	return true
 }
 
 // ourFilters counts our filters of a device, and takes them off if told to.

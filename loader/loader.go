@@ -70,6 +70,7 @@ type Loader struct {
 	tables  *maps.Set // of the last Attach
 	wire    map[variant]*wirePrograms
 	devices map[int]*wireDevice // by index
+	cleared bool                // filters of an earlier agent were looked for
 
 	sweepLock sync.Mutex
 	sweep     *ebpf.Program

@@ -298,7 +298,9 @@ func (l *Loader) removeOrphans(wanted map[int]Device) {
 			}
 		}
 	}
-	l.removeFilters(wanted)
+	if !l.cleared {
+		l.cleared = l.removeFilters(wanted)
+	}
 }
 
 // pinnedIndex is the device of a pin's name; false for pins of other hooks.

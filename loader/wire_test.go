@@ -10,7 +10,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/test/world"
 )
 
 // next is the loader of an agent that follows the one of l, with another
@@ -63,6 +66,25 @@ func TestADeviceThatCannotBeServedHasNoHook(t *testing.T) {
 		s := l.SetDevices([]Device{{Index: 1 << 20, Name: "nowhere", LinkHeader: true}})
 		if len(s) != 1 || s[0].Hook != "" || s[0].XDP != "none" || s[0].Problem == "" {
 			t.Errorf("status is %+v", s)
+		}
+	})
+}
+
+// A look takes two lists of filters a device, and who changes devices waits.
+func TestFiltersOfAnEarlierAgentAreLookedForOnce(t *testing.T) {
+	attachedTo(t, Config{}, func(l *Loader, set *maps.Set, uplink int) {
+		devices := []Device{{Index: uplink, Name: "eth0", LinkHeader: true}}
+		lo := world.Must(netlink.LinkByName("lo"))(t)
+		if _, err := l.attachFilter(&wireDevice{Device: Device{Index: lo.Attrs().Index}}, 0, l.wire[devices[0].variant()].sides[0]); err != nil {
+			t.Fatal(err)
+		}
+		l.SetDevices(devices)
+		if n := ourFilters(lo, false); n != 1 {
+			t.Errorf("%d filters are left after a change of the devices, want 1: they were looked for again", n)
+		}
+		next(t, l, set, func(*Config) {}).SetDevices(devices)
+		if n := ourFilters(lo, false); n != 0 {
+			t.Errorf("%d filters are left by the next agent", n)
 		}
 	})
 }
