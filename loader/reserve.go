@@ -22,83 +22,94 @@ func reservedPortsFile(socket string) string { return socket + ".reserved-ports"
 
 // ReservePorts keeps the kernel from giving a socket of this node a port of a
 // range, ends included, and remembers beside the agent's socket which of them
-// were not reserved before.
+// nobody had reserved before.
 func ReservePorts(socket string, first, last uint16) error {
-	reserved, err := readPorts(reservedPorts)
+	have, err := readPorts(reservedPorts)
 	if err != nil {
-		return fmt.Errorf("read reserved ports: %w", err)
+		return err
 	}
-	file := reservedPortsFile(socket)
-	ours, err := readPorts(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		ours = &portSet{}
-	} else if err != nil {
-		return fmt.Errorf("read which ports were reserved: %w", err)
+	ours, err := readPorts(reservedPortsFile(socket))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	missing := false
-	for p := int(first); p <= int(last); p++ {
-		if !reserved[p] {
-			reserved[p], ours[p], missing = true, true, true
+	added := false
+	for port := int(first); port <= int(last); port++ {
+		if !have[port] {
+			have[port], ours[port], added = true, true, true
 		}
 	}
-	if !missing {
+	if !added {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return fmt.Errorf("remember reserved ports: %w", err)
 	}
-	if err := os.WriteFile(file, []byte(ours.String()+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(reservedPortsFile(socket), []byte(ours.String()+"\n"), 0o600); err != nil {
 		return fmt.Errorf("remember reserved ports: %w", err)
 	}
-	return writeReserved(reserved)
+	return writeReserved(&have)
 }
 
-// RestoreReservedPorts takes back what ReservePorts did; with dryRun it only
-// tells.
+// RestoreReservedPorts takes back what ReservePorts did, and tells which ports
+// these were; with dryRun it only tells.
 func RestoreReservedPorts(socket string, dryRun bool) ([]string, error) {
 	ours, err := readPorts(reservedPortsFile(socket))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read which ports were reserved: %w", err)
-	}
-	done := []string{fmt.Sprintf("ports %s from net.ipv4.ip_local_reserved_ports", ours)}
-	if dryRun {
-		return done, nil
-	}
-	reserved, err := readPorts(reservedPorts)
-	if err != nil {
-		return nil, fmt.Errorf("read reserved ports: %w", err)
-	}
-	for p := range reserved {
-		reserved[p] = reserved[p] && !ours[p]
-	}
-	if err := writeReserved(reserved); err != nil {
 		return nil, err
+	}
+	have, err := readPorts(reservedPorts)
+	if err != nil {
+		return nil, err
+	}
+	var gone ports
+	for port, our := range ours {
+		if our && have[port] {
+			gone[port], have[port] = true, false
+		}
+	}
+	var done []string
+	if list := gone.String(); list != "" {
+		done = append(done, fmt.Sprintf("ports %s from net.ipv4.ip_local_reserved_ports", list))
+		if !dryRun {
+			err = writeReserved(&have)
+		}
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case dryRun:
+		return done, nil
 	}
 	return done, os.Remove(reservedPortsFile(socket))
 }
 
-func writeReserved(s *portSet) error {
+func writeReserved(list *ports) error {
 	// An empty list is written as an empty line.
-	if err := os.WriteFile(reservedPorts, []byte(s.String()+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(reservedPorts, []byte(list.String()+"\n"), 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", reservedPorts, err)
 	}
 	return nil
 }
 
-// portSet is a list such as "80,100-200", port by port: the kernel joins ranges
-// that touch, so that no range that was written need be found again.
-type portSet [1 << 16]bool
+// ports is a set of ports. The kernel joins ranges that touch, so that what was
+// added to its list is found again port by port only.
+type ports [1 << 16]bool
 
-func readPorts(path string) (*portSet, error) {
+// readPorts reads a file such as "80,100-200".
+func readPorts(path string) (ports, error) {
+	var out ports
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return out, fmt.Errorf("read reserved ports: %w", err)
 	}
-	s := &portSet{}
-	for _, item := range strings.FieldsFunc(strings.TrimSpace(string(data)), func(r rune) bool { return r == ',' }) {
+	text := strings.TrimSpace(string(data))
+	if text == "" {
+		return out, nil
+	}
+	for item := range strings.SplitSeq(text, ",") {
 		low, high, isRange := strings.Cut(item, "-")
 		if !isRange {
 			high = low
@@ -106,23 +117,24 @@ func readPorts(path string) (*portSet, error) {
 		first, errLow := strconv.ParseUint(low, 10, 16)
 		last, errHigh := strconv.ParseUint(high, 10, 16)
 		if err := errors.Join(errLow, errHigh); err != nil {
-			return nil, fmt.Errorf("%s: %q: %w", path, item, err)
+			return out, fmt.Errorf("read reserved ports from %s: %w", path, err)
 		}
-		for p := first; p <= last; p++ {
-			s[p] = true
+		for port := first; port <= last; port++ {
+			out[port] = true
 		}
 	}
-	return s, nil
+	return out, nil
 }
 
-func (s *portSet) String() string {
+// String writes ranges, as the kernel does.
+func (p *ports) String() string {
 	var items []string
-	for first := 0; first < len(s); first++ {
-		if !s[first] {
+	for first := 0; first < len(p); first++ {
+		if !p[first] {
 			continue
 		}
 		last := first
-		for last+1 < len(s) && s[last+1] {
+		for last+1 < len(p) && p[last+1] {
 			last++
 		}
 		item := strconv.Itoa(first)
