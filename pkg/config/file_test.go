@@ -159,11 +159,11 @@ func TestEveryFieldOfKubeProxysIsHonouredOrNamed(t *testing.T) {
 		named[path] = true
 	}
 	for path, why := range proxyFields {
-		if (why != "") != named[path] && path != "detectLocalMode" && path != "nftables.masqueradeAll" {
+		if (why != "") != named[path] && path != "detectLocalMode" && path != "nftables.masqueradeAll" && path != "iptables.localhostNodePorts" {
 			t.Errorf("%s: named as ignored: %v", path, named[path])
 		}
 	}
-	if !named["detectLocalMode"] || !named["nftables.masqueradeAll"] {
+	if !named["detectLocalMode"] || !named["nftables.masqueradeAll"] || !named["iptables.localhostNodePorts"] {
 		t.Errorf("what this mode ignores is not named: %v", c.Ignored)
 	}
 	if c.Kubeconfig != "/etc/kubernetes/kube-proxy.conf" || c.LogFormat != "json" || c.Verbosity != 1 || c.NodeName != "worker-1" ||
@@ -190,15 +190,18 @@ func TestTheModeDecidesWhatIsMeant(t *testing.T) {
 		"unless it is told where":                          {"mode: nftables\nnodePortAddresses: [all]\n", func(c *Config) bool { return slices.Equal(c.NodePortAddresses, []string{"all"}) }, "mode"},
 		"iptables everywhere":                              {"mode: iptables\n", func(c *Config) bool { return c.NodePortAddresses == nil }, "mode"},
 		"iptables without localhost":                       {"iptables: {localhostNodePorts: false}\n", func(c *Config) bool { return slices.Equal(c.NodePortAddresses, []string{"0.0.0.0/0", "::/0"}) }, ""},
-		"localhost is another mode's":                      {"mode: nftables\niptables: {localhostNodePorts: false}\n", func(c *Config) bool { return slices.Equal(c.NodePortAddresses, []string{"primary"}) }, "mode"},
-		"masqueradeAll of nftables":                        {"mode: nftables\nnftables: {masqueradeAll: true}\n", func(c *Config) bool { return c.MasqueradeAll }, "mode"},
-		"masqueradeAll of another mode":                    {"nftables: {masqueradeAll: true}\n", func(c *Config) bool { return !c.MasqueradeAll }, "nftables.masqueradeAll"},
-		"an ipvs scheduler that is told":                   {"mode: ipvs\nipvs: {scheduler: rr}\n", func(c *Config) bool { return c.Algorithm == "random" }, "ipvs.scheduler mode"},
-		"pods known by their CIDR":                         {"detectLocalMode: ClusterCIDR\nclusterCIDR: 10.0.0.0/8\n", func(c *Config) bool { return len(c.InsideCIDRs) == 1 }, ""},
-		"pods known otherwise":                             {"detectLocalMode: NodeCIDR\n", func(c *Config) bool { return len(c.InsideCIDRs) == 0 }, "detectLocalMode"},
-		"connection tracking left alone":                   {"conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s}\n", func(c *Config) bool { return c.Conntrack.MaxPerCore == 0 && c.Conntrack.TCPEstablished == 0 }, ""},
-		"the process left alone":                           {"oomScoreAdj: 0\n", func(c *Config) bool { return c.OOMScoreAdj == 0 }, ""},
-		"protobuf is what is spoken":                       {"clientConnection: {contentType: application/vnd.kubernetes.protobuf}\n", func(*Config) bool { return true }, ""},
+		"localhost is another mode's":                      {"mode: nftables\niptables: {localhostNodePorts: false}\n", func(c *Config) bool { return slices.Equal(c.NodePortAddresses, []string{"primary"}) }, "iptables.localhostNodePorts mode"},
+		"and not ipvs's":                                   {"mode: ipvs\niptables: {localhostNodePorts: false}\n", func(c *Config) bool { return c.NodePortAddresses == nil }, "iptables.localhostNodePorts mode"},
+		"localhost among addresses that are told": {"nodePortAddresses: [127.0.0.0/8]\niptables: {localhostNodePorts: false}\n", func(c *Config) bool { return slices.Equal(c.NodePortAddresses, []string{"127.0.0.0/8"}) },
+			"iptables.localhostNodePorts"},
+		"masqueradeAll of nftables":      {"mode: nftables\nnftables: {masqueradeAll: true}\n", func(c *Config) bool { return c.MasqueradeAll }, "mode"},
+		"masqueradeAll of another mode":  {"nftables: {masqueradeAll: true}\n", func(c *Config) bool { return !c.MasqueradeAll }, "nftables.masqueradeAll"},
+		"an ipvs scheduler that is told": {"mode: ipvs\nipvs: {scheduler: rr}\n", func(c *Config) bool { return c.Algorithm == "random" }, "ipvs.scheduler mode"},
+		"pods known by their CIDR":       {"detectLocalMode: ClusterCIDR\nclusterCIDR: 10.0.0.0/8\n", func(c *Config) bool { return len(c.InsideCIDRs) == 1 }, ""},
+		"pods known otherwise":           {"detectLocalMode: NodeCIDR\n", func(c *Config) bool { return len(c.InsideCIDRs) == 0 }, "detectLocalMode"},
+		"connection tracking left alone": {"conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s}\n", func(c *Config) bool { return c.Conntrack.MaxPerCore == 0 && c.Conntrack.TCPEstablished == 0 }, ""},
+		"the process left alone":         {"oomScoreAdj: 0\n", func(c *Config) bool { return c.OOMScoreAdj == 0 }, ""},
+		"protobuf is what is spoken":     {"clientConnection: {contentType: application/vnd.kubernetes.protobuf}\n", func(*Config) bool { return true }, ""},
 		"an IPv6 address to bind makes all addresses IPv6": {"bindAddress: '::'\n", func(c *Config) bool {
 			return c.HealthzBindAddress == "[::]:10256" && c.MetricsBindAddress == "[::1]:10249" && !c.NodeIP.IsValid()
 		}, ""},

@@ -243,9 +243,17 @@ func (p *proxy) addresses() {
 }
 
 func (p *proxy) nodePorts() {
-	const path = "nodePortAddresses"
+	const path, localhost = "nodePortAddresses", "iptables.localhostNodePorts"
 	mode := p.text("mode")
-	loopback, given := p.truth("iptables.localhostNodePorts")
+	loopback, given := p.truth(localhost)
+	without := given && !loopback
+	switch {
+	case !without:
+	case mode != "" && mode != "iptables":
+		p.ignored[localhost] = "it is of another mode than this file's"
+	case p.fields[path] != nil:
+		p.ignored[localhost] = path + " says which addresses serve NodePorts"
+	}
 	switch list, ok := p.fields[path].([]any); {
 	case ok:
 		values, err := texts(list, true)
@@ -257,7 +265,7 @@ func (p *proxy) nodePorts() {
 		p.wrong(path, "is no list")
 	case mode == "nftables":
 		p.set("nodeport-addresses", "primary") // that mode's default
-	case (mode == "" || mode == "iptables") && given && !loopback:
+	case (mode == "" || mode == "iptables") && without:
 		// Ranges that cover everything do not mean loopback.
 		p.set("nodeport-addresses", "0.0.0.0/0", "::/0")
 	}
