@@ -109,6 +109,7 @@ type Range struct {
 	Base, Count uint32
 	Flags       uint8
 	Backends    []Backend
+	Slots       []uint32 // by which each of Backends was found first
 }
 
 // Backend is an entry of backends4/6.
@@ -326,7 +327,7 @@ func (r *resolver) follow(f *Frontend, word uint64) Range {
 		case b.ServicePort != f.ServicePort:
 			r.damage("frontend %s: slot %d names backend %d of service port %d, not %d", f.Addr, x.Base+i, slot.Backend, b.ServicePort, f.ServicePort)
 		}
-		x.Backends = append(x.Backends, b)
+		x.Backends, x.Slots = append(x.Backends, b), append(x.Slots, x.Base+i)
 		r.named[b] = true
 	}
 	return x

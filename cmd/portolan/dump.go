@@ -251,7 +251,7 @@ func dumpSlots(_ *maps.Set, r *maps.Resolved) ([]entry, error) {
 		f := &r.Frontends[i]
 		for _, x := range []*maps.Range{&f.Internal, &f.External} {
 			for j, b := range x.Backends {
-				slot := x.Base + uint32(j)
+				slot := x.Slots[j]
 				if seen[slot] {
 					continue
 				}

@@ -114,6 +114,22 @@ func matching() *objects {
 	return o
 }
 
+// A Maglev table names a backend many times; the first slot of each is told.
+func TestDumpedSlotsAreThoseOfTheirBackends(t *testing.T) {
+	t.Parallel()
+	c := newCommand(t)
+	set := dataplane(t, c)
+	for i, backend := range []uint32{3, 3, 3, 4, 3} {
+		*set.Slots.At(uint32(20 + i)) = bpf.LbSlot{Backend: backend, Generation: 7}
+	}
+	word := maps.RangeWord(20, 5, maps.RangeMaglev)
+	set.FrontendState.At(1).Internal, set.FrontendState.At(1).External = word, word
+	out, _ := c.run(exitFine, "dump", "slots", "--addr", "10.244.1.12")
+	if got := strings.Fields(out); len(got) == 0 || got[0] != "9" || !strings.Contains(out, "23 backend=4 ") || strings.Count(out, "\n") != 2 {
+		t.Errorf("dump slots says\n%s", out)
+	}
+}
+
 func TestPinnedTablesAreReadWhileNoAgentRuns(t *testing.T) {
 	t.Parallel()
 	c := newCommand(t)
