@@ -148,7 +148,7 @@ func writeRemarks(env *environment, s *api.Status) {
 		fmt.Fprintln(env.out, "NOTE  this kernel has no", m)
 	}
 	for _, field := range s.IgnoredConfig {
-		fmt.Fprintln(env.out, "NOTE  ignored in --config:", field)
+		fmt.Fprintln(env.out, "NOTE  ignored:", field)
 	}
 	for _, d := range s.Degraded {
 		fmt.Fprintln(env.out, env.paint("WARN")+" ", d)

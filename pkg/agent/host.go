@@ -22,7 +22,7 @@ import (
 func (a *Agent) tellOptions() {
 	opt := &a.cfg.Options
 	if len(opt.Ignored) > 0 {
-		a.log.Warn("fields of the configuration file are ignored", "file", opt.File, "fields", strings.Join(opt.Ignored, "; "))
+		a.log.Warn("parts of the configuration are ignored", "file", opt.File, "fields", strings.Join(opt.Ignored, "; "))
 	}
 }
 

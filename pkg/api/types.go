@@ -50,7 +50,7 @@ type Status struct {
 	Tables      []reconcile.Usage `json:"tables"`
 	Denied      []Denied          `json:"denied"`
 	Problems    []service.Problem `json:"problems"`
-	// IgnoredConfig names the fields of --config that mean nothing here.
+	// IgnoredConfig names what of the configuration means nothing here.
 	IgnoredConfig []string `json:"ignoredConfig,omitempty"`
 	// Degraded says why the dataplane is not whole; empty: it is.
 	Degraded []string `json:"degraded"`

@@ -72,7 +72,8 @@ type Config struct {
 	MasqueradeFirst, MasqueradeLast   uint16         // MasqueradePorts, read
 	Spread                            service.Algorithm
 	Forwarding                        service.Forwarding
-	// Ignored names the fields of File that mean nothing here, with reasons.
+	// Ignored names the fields of File, and flags of kube-proxy's, that mean
+	// nothing here, with reasons.
 	Ignored []string
 
 	dump map[string]any
@@ -170,6 +171,9 @@ func portRange(s string) (first, last uint16, err error) {
 func (c *Config) Validate(f *pflag.FlagSet) error {
 	if err := c.load(f); err != nil {
 		return err
+	}
+	if f.Changed("proxy-mode") {
+		c.Ignored = append(c.Ignored, "--proxy-mode ("+proxyFields["mode"]+")")
 	}
 	errs := []error{c.validateNode(f)}
 	if c.Kubeconfig != "" && c.Manifests != "" {

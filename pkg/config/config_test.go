@@ -33,3 +33,17 @@ func TestTheNodesNameIsWrittenAsTheKubeletWritesIt(t *testing.T) {
 		t.Errorf("a name of nothing: %v", err)
 	}
 }
+
+func TestKubeProxysModeIsNamedAsIgnored(t *testing.T) {
+	t.Parallel()
+	c := mustParse(t, "--proxy-mode", "nftables")
+	if len(c.Ignored) != 1 || !strings.HasPrefix(c.Ignored[0], "--proxy-mode (") {
+		t.Errorf("ignored are %q", c.Ignored)
+	}
+	if _, there := c.Dump()["proxyMode"]; there {
+		t.Error("the dump has it")
+	}
+	if c := mustParse(t); len(c.Ignored) > 0 {
+		t.Errorf("nothing was given, and ignored are %q", c.Ignored)
+	}
+}

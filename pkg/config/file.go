@@ -161,7 +161,7 @@ func unknownFields(names []string) error {
 
 // configurable flags may stand in a file: all that are the agent's own.
 func configurable(flag *pflag.Flag) bool {
-	return flag.Name != "config" && flag.Name != "help" && flag.Name != "version"
+	return !slices.Contains([]string{"config", "help", "proxy-mode", "version"}, flag.Name)
 }
 
 // fieldOf is the field of a flag: "healthz-bind-address" is healthzBindAddress.

@@ -31,6 +31,7 @@ const (
 
 func (c *Config) nodeFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.BindAddress, "bind-address", "", "this node's primary `ADDRESS` for --nodeport-addresses primary (default: the Node object's first); one of IPv6 makes the other addresses to listen on IPv6 by default")
+	f.String("proxy-mode", "", "kube-proxy's `MODE`, which is taken and ignored: "+proxyFields["mode"])
 	f.BoolVar(&c.BindAddressHardFail, "bind-address-hard-fail", false, "end when --healthz-bind-address or --metrics-bind-address cannot be had, rather than try again")
 	f.BoolVar(&c.Profiling, "profiling", false, "answer /debug/pprof on --metrics-bind-address")
 	f.IntVar(&c.OOMScoreAdj, "oom-score-adj", 0, "ask the kernel to spare this process when memory is short: -1000 (never kill) to 1000; 0: as it was started")
