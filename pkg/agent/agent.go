@@ -92,6 +92,7 @@ type Agent struct {
 	nodePorts         *nodePorts
 	apiServersChanged chan struct{}
 	diary             diary
+	toldUnclosed      bool // for closeStale alone
 }
 
 // retryAfter is how long a service port that could not be written waits.

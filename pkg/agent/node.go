@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -121,10 +123,21 @@ func (a *Agent) closeStale(ctx context.Context) error {
 				a.log.Info("closed UDP sockets of stopped backends", "sockets", closed.Total(), "namespace", shown(path))
 			}
 			if err != nil && !os.IsNotExist(err) {
-				a.log.Debug("cannot look for UDP sockets of stopped backends", "namespace", shown(path), "error", err)
+				a.tellUnclosed(path, err)
 			}
 		}
 	}
+}
+
+// tellUnclosed says once what an operator can mend. The rest is of namespaces
+// that come and go.
+func (a *Agent) tellUnclosed(namespace string, err error) {
+	level := slog.LevelDebug
+	if errors.Is(err, fs.ErrPermission) && !a.toldUnclosed {
+		a.toldUnclosed, level = true, slog.LevelWarn
+		err = fmt.Errorf("%w; give the agent CAP_SYS_ADMIN, or --netns-dir \"\" to leave other namespaces alone", err)
+	}
+	a.log.Log(context.Background(), level, "cannot close UDP sockets of stopped backends", "namespace", shown(namespace), "error", err)
 }
 
 func shown(namespace string) string {

@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -12,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"portolan.dev/portolan/pkg/config"
 	"portolan.dev/portolan/pkg/node"
@@ -91,5 +94,21 @@ func TestCIDRsThatFindNoPlaceAreNamed(t *testing.T) {
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: problems are of %q, want %q", name, got, c.want)
 		}
+	}
+}
+
+func TestSocketsThatMayNotBeClosedAreToldOnce(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	a := &Agent{log: slog.New(slog.NewTextHandler(&out, nil))}
+	denied := fmt.Errorf("enter network namespace: %w", unix.EPERM)
+	a.tellUnclosed("/run/netns/a", errors.New("list UDP sockets: interrupted"))
+	if out.Len() > 0 {
+		t.Errorf("what comes and goes is told: %s", &out)
+	}
+	a.tellUnclosed("/run/netns/a", denied)
+	a.tellUnclosed("/run/netns/b", denied)
+	if text := out.String(); strings.Count(text, "level=WARN") != 1 || !strings.Contains(text, "CAP_SYS_ADMIN") || !strings.Contains(text, "--netns-dir") {
+		t.Errorf("the log says %s", text)
 	}
 }
