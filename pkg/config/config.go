@@ -2,9 +2,11 @@
 
 // Package config is the agent's configuration: every flag, its default and its
 // meaning, in one validated struct; and the files that set flags: ours, and
-// kube-proxy's. It imports the flag library, a YAML reader, and nothing of ours
-// but pkg/node, which reads address selections. The invariant it guards: what
-// a file says is honoured, or named as ignored, or an error.
+// kube-proxy's. It imports the flag library, a YAML reader, and of ours what
+// knows how values are written: pkg/node addresses and devices, pkg/service
+// algorithms and forwarding modes, pkg/compile the sizes of Maglev tables. The
+// invariant it guards: what a file says is honoured, or named as ignored, or an
+// error.
 package config
 
 import (
@@ -84,7 +86,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.File, "config", "", "`FILE` that sets flags (kind PortolanConfiguration), or a KubeProxyConfiguration; flags of the command line win")
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server (default: the pod's service account)")
 	f.StringVar(&c.Manifests, "manifests", "", "read Services, EndpointSlices, Nodes and ServiceCIDRs from the YAML files of `DIR` instead of an API server, and follow their changes")
-	f.StringVar(&c.NodeName, "node-name", "", "`NAME` of this node's Node object (default: the host name)")
+	f.StringVar(&c.NodeName, "node-name", "", "`NAME` of this node's Node object, taken in lower case (default: the host name)")
 	f.StringVar(&c.NodeName, "hostname-override", "", "the same as --node-name")
 	f.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup2 `DIR` whose sockets are served (default: the cgroup2 mount)")
 	f.StringVar(&c.BPFFSRoot, "bpffs-root", "/sys/fs/bpf/portolan", "`DIR` on a bpffs for the tables and links that outlive the agent")
@@ -93,7 +95,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.NetnsDir, "netns-dir", "/run/netns", "`DIR` of network namespaces in which UDP sockets of stopped backends are closed; needs CAP_SYS_ADMIN; empty: only the agent's own")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", "0.0.0.0:10256", "`ADDRESS` of /healthz, /livez and /readyz; empty: off")
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", "127.0.0.1:10249", "`ADDRESS` of /metrics; empty: off")
-	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "addresses of this node that serve NodePorts: `CIDR`s, or the words primary, all, localhost (default: every address, for sockets of this node)")
+	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "addresses of this node that serve NodePorts: `CIDR`s, or the words primary, all, localhost (default: every address; loopback serves sockets of this node only)")
 	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "`CIDR`s of ClusterIPs; connects to addresses within that no Service has fail (default: the ServiceCIDR objects)")
 	f.StringSliceVar(&c.ExternalIPCIDRs, "external-ip-cidrs", nil, "serve only external IPs within `CIDR`s: whoever may write a Service can claim any address (default: all)")
 	f.StringVar(&c.ServiceProxyName, "service-proxy-name", "", "serve only Services whose label service.kubernetes.io/service-proxy-name is `NAME`")

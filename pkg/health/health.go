@@ -2,7 +2,8 @@
 
 // Package health answers those who ask whether traffic should be sent here:
 // load balancers, about the endpoints that a Service has on this node
-// (healthCheckNodePort).
+// (healthCheckNodePort) and about this node as a whole (/healthz); and the
+// kubelet, about this agent (/livez, /readyz).
 //
 // What is answered is decided by pure functions; servers only speak HTTP. The
 // bodies, headers and rules are kube-proxy's, because load balancers and their

@@ -79,14 +79,6 @@ type Name struct {
 
 func (n Name) String() string { return n.Namespace + "/" + n.Name }
 
-// Less orders names by namespace, then by name.
-func (n Name) Less(o Name) bool {
-	if n.Namespace != o.Namespace {
-		return n.Namespace < o.Namespace
-	}
-	return n.Name < o.Name
-}
-
 // Type is the type of a Service.
 type Type uint8
 
