@@ -51,7 +51,7 @@ func TestTheMetricsPortAnswersAsKubeProxysDoes(t *testing.T) {
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 0`+"\n")
 	// By these two alerts tell that a proxy hangs: also of a family that had no
 	// change, no batch may seem to wait.
-	world.Eventually(t, func() error {
+	s.wait(func() error {
 		got, err := s.get(port, "/metrics")
 		if err != nil {
 			return err

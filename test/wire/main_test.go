@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"reflect"
 	"testing"
 	"time"
 
@@ -136,7 +137,7 @@ func (s *stage) start(n *dataplane, m mode) {
 			s.t.Error(err)
 		}
 	})
-	if want := m.serves(s.t); len(n.devices) != 1 || n.devices[0] != want {
+	if want := m.serves(s.t); len(n.devices) != 1 || !reflect.DeepEqual(n.devices[0], want) {
 		s.t.Fatalf("devices served: %+v, want %+v", n.devices, want)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
+	"reflect"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -62,7 +62,7 @@ func (s *stage) overlay(m mode) {
 		if uplink.XDP == "native" { // which a VXLAN device cannot do
 			tunnel.XDP = "generic"
 		}
-		if want := []loader.DeviceStatus{uplink, tunnel}; !slices.Equal(n.devices, want) {
+		if want := []loader.DeviceStatus{uplink, tunnel}; !reflect.DeepEqual(n.devices, want) {
 			s.t.Fatalf("devices served: %+v, want %+v", n.devices, want)
 		}
 	}
