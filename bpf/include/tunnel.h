@@ -167,7 +167,6 @@ static __always_inline void look_inside6(context_t *ctx, struct inside *in)
 static __always_inline bool for_our_port(context_t *ctx, bool v6, const struct inside *in,
 					 struct tuple *t)
 {
-	struct address any = {};
 	struct ports *ports;
 	__u64 at = in->l4;
 	__u32 id;
@@ -178,16 +177,24 @@ static __always_inline bool for_our_port(context_t *ctx, bool v6, const struct i
 	ports = packet_start(ctx) + at;
 	if ((void *)(ports + 1) > packet_end(ctx))
 		return false;
+	t->port = ports->dest;
 	t->proto = v6 ? in->key.v6.proto : in->key.v4.proto;
-	return has_ports(t->proto) && (lookup_key(t, &t->dst, ports->dest, t->proto, &id) ||
-				       lookup_key(t, &any, ports->dest, t->proto, &id));
+	if (!has_ports(t->proto))
+		return false;
+	/* One after the other: two look-ups side by side take too much stack. */
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 2; i++) {
+		if (lookup_key(t, &t->dst, t->port, t->proto, &id))
+			return true;
+		memset(&t->dst, 0, sizeof(t->dst));
+	}
+	return false;
 }
 
-static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
+static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in, struct request *r)
 {
 	struct tuple t = { .v6 = v6 };
 	struct fragment_key first;
-	union tuple_key named = {};
 	__u32 owner;
 
 	if (v6)
@@ -204,8 +211,10 @@ static __always_inline bool is_ours(context_t *ctx, bool v6, struct inside *in)
 		first.proto = v6 ? in->key.v6.proto : in->key.v4.proto;
 		return bpf_map_lookup_elem(&fragments, &first) != NULL;
 	}
-	if ((v6 ? in->key.v6.proto : in->key.v4.proto) == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
-		return error_key(ctx, v6, in->l4, in->end, &named) && known_flow(v6, &named);
+	if ((v6 ? in->key.v6.proto : in->key.v4.proto) == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		memset(&r->key, 0, sizeof(r->key));
+		return error_key(ctx, v6, in->l4, in->end, &r->key) && known_flow(v6, &r->key);
+	}
 	return for_our_port(ctx, v6, in, &t);
 }
 
@@ -284,7 +293,7 @@ static __always_inline int open_tunnel(context_t *ctx, bool v6)
 		look_inside6(ctx, &in);
 	else
 		look_inside4(ctx, &in);
-	if (!in.l4 || !is_ours(ctx, v6, &in))
+	if (!in.l4 || !is_ours(ctx, v6, &in, r))
 		return false;
 	r->end = key.addr;
 	return cut(ctx, ip_header(v6), BPF_F_ADJ_ROOM_FIXED_GSO);
