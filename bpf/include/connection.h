@@ -201,6 +201,8 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 	}
 	if (!r->masquerade && !direct)
 		no_way(&r->way);
+	else if (ON_XDP && !r->tunnelled && !(r->way.resolved && can_send(ctx, r->way.ifindex)))
+		return DECIDE_PASS; /* to tc, which must find nothing written yet */
 	if (r->tuple.proto != IPPROTO_TCP)
 		r->stateless = flooded(); /* of TCP the first segment was counted */
 	r->to.src = r->masquerade ? r->way.source : r->tuple.src;

@@ -130,6 +130,16 @@ static __always_inline bool flooded(void)
 	return ++p->count > new_flow_rate;
 }
 
+/* Takes back what was counted of a packet that tc counts again. */
+static __always_inline void uncount(void)
+{
+	__u32 zero = 0;
+	struct pressure *p = bpf_map_lookup_elem(&pressure, &zero);
+
+	if (p && p->count)
+		p->count--;
+}
+
 static __always_inline void turn_round(const struct tuple5 *t, struct tuple5 *out)
 {
 	out->src = t->dst;

@@ -62,6 +62,19 @@ static __always_inline struct device *device_of(const struct way *w)
 	return bpf_map_lookup_elem(&devices, &ifindex);
 }
 
+/* Whether XDP can send by this device; else the packet is left to tc as it
+ * came.
+ */
+static __always_inline bool can_send(context_t *ctx, __u32 ifindex)
+{
+	struct device *d;
+
+	if (!ON_XDP || ifindex == ((struct xdp_md *)ctx)->ingress_ifindex)
+		return true;
+	d = bpf_map_lookup_elem(&devices, &ifindex);
+	return d && d->flags & DEVICE_XDP_TARGET;
+}
+
 /* The node's address on a device, for kernels whose look-up does not tell. */
 static __always_inline void device_source(bool v6, struct way *w)
 {

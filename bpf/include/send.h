@@ -71,19 +71,6 @@ static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const stru
 		       ACT_DROP;
 }
 
-/* Whether XDP can send by this device; else the packet is left to tc as it
- * came, which finds the same entry.
- */
-static __always_inline bool can_send(context_t *ctx, __u32 ifindex)
-{
-	struct device *d;
-
-	if (!ON_XDP || ifindex == ((struct xdp_md *)ctx)->ingress_ifindex)
-		return true;
-	d = bpf_map_lookup_elem(&devices, &ifindex);
-	return d && d->flags & DEVICE_XDP_TARGET;
-}
-
 /* Rewrites a packet that is sent on past the stack. */
 static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage *w,
 					struct flow *f)

@@ -43,6 +43,8 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 		count_refusal(r->reason, r->frontend, NOBODY);
 		return refuse(ctx, v6, w);
 	}
+	if (ON_XDP && syn)
+		uncount();
 	return unserved(w);
 }
 
@@ -123,6 +125,19 @@ static __always_inline bool too_many(struct request *r)
 	return r && (r->stateless = flooded());
 }
 
+/* Whether XDP leaves a packet to tc as it came: tc then notes what it says. */
+static __always_inline bool left_to_tc(enum act act, const struct flow *f)
+{
+	return ON_XDP && act == ACT_PASS && f->action != FLOW_DELIVER;
+}
+
+/* Counts what is let pass: on tc, which sees all that XDP passes. */
+static __always_inline void count_passed(const struct passage *w, enum reason why)
+{
+	if (!ON_XDP || w->tunnelled) /* out of a tunnel nothing passes */
+		count(why);
+}
+
 /* A packet that came in by an outward device, or from a pod. */
 static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage *w)
 {
@@ -130,11 +145,12 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 	struct request *r;
 	bool vip, syn;
 	struct flow *f;
+	enum act act;
 	__u8 proto;
 
 	parse(ctx, v6, &w->packet, &w->key);
 	if (w->packet.kind == PACKET_BROKEN)
-		count(REASON_MALFORMED);
+		count_passed(w, REASON_MALFORMED);
 	if (w->packet.kind <= PACKET_BROKEN || !config)
 		return unserved(w);
 	vip = w->tunnelled || maybe_vip(v6, &w->key);
@@ -142,7 +158,7 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 		return icmp_in(ctx, w, v6);
 	if (!follow_fragments(v6, w)) {
 		if (vip)
-			count(REASON_FRAGMENT);
+			count_passed(w, REASON_FRAGMENT);
 		return unserved(w);
 	}
 	proto = protocol(v6, &w->key);
@@ -161,8 +177,10 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 	if (!f && !syn && (r = scratch()) && recall(v6, &w->key, &r->entry.flow)) {
 		f = &r->entry.flow;
 		if (!outlived(v6, f, proto, syn)) {
-			note_newcomer(v6, r, &w->key, w->packet.tcp_flags);
-			return carry_out(ctx, v6, w, f);
+			act = carry_out(ctx, v6, w, f);
+			if (!left_to_tc(act, f))
+				note_newcomer(v6, r, &w->key, w->packet.tcp_flags);
+			return act;
 		}
 	}
 	if (f)

@@ -101,8 +101,12 @@ func TestPacketsThatOnceWentWrong(t *testing.T) {
 	l := newLab(t)
 	for _, c := range cases {
 		for _, hook := range []Hook{XDP, Ingress} {
-			if o := l.after(t, hook, c.packets...); o.Verdict != c.verdict || o.Reason != c.reason {
-				t.Errorf("%s: %s: %s and reason %d, want %s and %d", c.name, hook, o.Verdict, o.Reason, c.verdict, c.reason)
+			reason := c.reason
+			if hook == XDP && c.verdict == Pass {
+				reason = None // tc counts it
+			}
+			if o := l.after(t, hook, c.packets...); o.Verdict != c.verdict || o.Reason != reason {
+				t.Errorf("%s: %s: %s and reason %d, want %s and %d", c.name, hook, o.Verdict, o.Reason, c.verdict, reason)
 			}
 		}
 	}

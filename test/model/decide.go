@@ -50,7 +50,7 @@ func (m *Model) firstPacket(p *packet, a Arrival) Outcome {
 	}
 	return m.serve(p, offer{
 		port: s.Port, among: s.Port.offers(local), direct: s.Port.Direct && !inside && s.Kind != ClusterIP,
-		sticky: s.Port.Affinity, midFlow: midFlow,
+		sticky: s.Port.Affinity, midFlow: midFlow, leave: func(way *Route) bool { return a.cannotSend(way) },
 	}, a)
 }
 
@@ -60,16 +60,17 @@ func (m *Model) atTheEnd(p *packet, s *Service, a Arrival) Outcome {
 	if e == nil || !s.Port.Direct {
 		return drop(NoEndpoint)
 	}
-	return m.serve(p, offer{port: s.Port, among: []*Endpoint{e}}, a)
+	return m.serve(p, offer{port: s.Port, among: []*Endpoint{e}, leave: func(*Route) bool { return false }}, a)
 }
 
 // offer is from what an endpoint is chosen.
 type offer struct {
 	port    *ServicePort
 	among   []*Endpoint
-	direct  bool // endpoints elsewhere answer themselves
-	sticky  bool // the client stays with its endpoint
-	midFlow bool // an earlier packet was not seen here
+	direct  bool              // endpoints elsewhere answer themselves
+	sticky  bool              // the client stays with its endpoint
+	midFlow bool              // an earlier packet was not seen here
+	leave   func(*Route) bool // to tc what goes this way
 }
 
 // serve begins a flow and carries its first packet on.
@@ -120,17 +121,21 @@ func (m *Model) choose(t Tuple, o offer) (*flow, []Reason) {
 	is := m.chosen(t)
 	var why []Reason
 	var can *flow
+	left := false // perhaps
 	for _, e := range among {
 		f := &flow{port: o.port, endpoint: e, version: o.port.Version}
-		if r := m.unreachable(t, f, o); r != None {
+		switch r := m.unreachable(t, f, o); {
+		case r == notNow:
+			left = is.Passed
+		case r != None:
 			why = append(why, r)
-		} else if is.Found && is.To.Dst == e.Addr {
+		case is.Found && is.To.Dst == e.Addr:
 			can = f
 		}
 	}
 	// What is remembered may be from before, and another endpoint was chosen now.
 	before := m.Flows[t]
-	if can != nil && !(why != nil && is.Dropped && before != nil && before.to == is.To) {
+	if can != nil && !((left || why != nil && is.Dropped) && before != nil && before.to == is.To) {
 		can.to = is.To
 		m.judge(t, can, len(among) > 1 && !o.sticky)
 		if o.sticky {
@@ -138,6 +143,9 @@ func (m *Model) choose(t Tuple, o offer) (*flow, []Reason) {
 		}
 		m.begin(t, can)
 		return can, nil
+	}
+	if left {
+		return nil, []Reason{notNow}
 	}
 	if why == nil || is.Found && m.Flows[t] == nil {
 		why = append(why, None)
@@ -183,6 +191,9 @@ func (m *Model) unreachable(t Tuple, f *flow, o offer) Reason {
 		f.action = deliver // the node itself is no way to go
 	default:
 		return NoRoute
+	}
+	if f.action != deliver && o.leave(way) {
+		return notNow
 	}
 	if t.Proto != SCTP || f.action == tunnel {
 		return None

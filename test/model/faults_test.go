@@ -194,7 +194,7 @@ var faults = []fault{
 		return TooBig, o.Verdict == Send && changed(a, &o) && answeredBy(3, 2)(p, q)
 	}},
 	{name: "malformed packets are not counted", counted: func(a Arrival, _ Outcome) (Reason, bool) {
-		return Malformed, a.Hook == XDP && parse(a.Frame).form == broken
+		return Malformed, a.Hook == Ingress && parse(a.Frame).form == broken
 	}},
 }
 

@@ -5,6 +5,7 @@
 package model
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type lab struct {
 	context    [48]byte
 	out        []byte
 	dropped    bool                   // the last packet
+	passed     bool                   // the last packet, as it came
 	fault      fault                  // that the programs are to have
 	saw        func(Arrival, Outcome) // what became of each packet; may be nil
 	cpus       int
@@ -261,14 +263,14 @@ func (l *lab) run(a Arrival) (Outcome, error) {
 	default:
 		return o, fmt.Errorf("verdict %d of %s", code, a.Hook)
 	}
-	l.dropped = o.Verdict == Drop
+	l.dropped, l.passed = o.Verdict == Drop, o.Verdict == Pass && bytes.Equal(o.Frame, a.Frame)
 	return o, nil
 }
 
 // chosen tells what the programs made of the last packet.
 func (l *lab) chosen(t Tuple) Choice {
 	to, found := l.remembered(t)
-	c := Choice{To: to, Found: found, Dropped: l.dropped}
+	c := Choice{To: to, Found: found, Dropped: l.dropped, Passed: l.passed}
 	if l.fault.choice != nil {
 		l.fault.choice(t, &c)
 	}

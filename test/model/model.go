@@ -112,11 +112,13 @@ type client struct {
 }
 
 // Choice is what the programs made of a first packet: what they remember of its
-// tuple, now or from before, and whether they dropped it.
+// tuple, now or from before, and whether they dropped it or let it pass as it
+// came.
 type Choice struct {
 	To      Tuple
 	Found   bool
 	Dropped bool
+	Passed  bool
 }
 
 // Chosen tells the choice for the packet of a tuple that was tried last.
@@ -185,7 +187,7 @@ func (m *Model) incoming(p *packet, a Arrival) Outcome {
 func (m *Model) arrived(p *packet, a Arrival) Outcome {
 	switch p.form {
 	case broken:
-		return pass(Malformed)
+		return a.passed(p, Malformed)
 	case other:
 		return pass(None)
 	case message:
@@ -193,11 +195,12 @@ func (m *Model) arrived(p *packet, a Arrival) Outcome {
 	}
 	ours := p.tunnelled() || m.World.ours(p.tuple.Dst.Addr())
 	if !m.followFragments(p) {
-		if ours {
-			return pass(Fragment)
+		o := a.passed(p, Fragment)
+		if !ours && o.Reason != None {
+			// The programs may take an address for ours until they have looked closer.
+			o.Reason, o.Also = None, []Reason{Fragment}
 		}
-		// The programs may take an address for ours until they have looked closer.
-		return Outcome{Verdict: Pass, Also: []Reason{Fragment}}
+		return o
 	}
 	if !ours && !m.mayAnswer(p) {
 		return pass(None)
@@ -211,13 +214,30 @@ func (m *Model) arrived(p *packet, a Arrival) Outcome {
 		f = nil
 	}
 	if f != nil {
-		m.note(f, p)
+		if f.established || !m.leftToTC(f, a) {
+			m.note(f, p)
+		}
 		return m.carryOut(p, f, a)
 	}
 	if ours {
 		return m.firstPacket(p, a)
 	}
 	return pass(None)
+}
+
+// passed is a packet that is let pass for a reason. What XDP passes tc counts;
+// but what was in a tunnel does not pass.
+func (a Arrival) passed(p *packet, why Reason) Outcome {
+	if a.Hook == XDP && !p.tunnelled() {
+		why = None
+	}
+	return pass(why)
+}
+
+// leftToTC tells whether XDP passes a packet of a flow as it came.
+func (m *Model) leftToTC(f *flow, a Arrival) bool {
+	way := m.World.route(f.to.Dst.Addr())
+	return a.Hook == XDP && (f.action == answer || f.action != deliver && way != nil && a.cannotSend(way))
 }
 
 // mayAnswer tells whether a packet may answer one that was masqueraded.

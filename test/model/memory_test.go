@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Needs root and Linux 6.1.
+
+package model
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"portolan.dev/portolan/bpf"
+)
+
+// What the programs write down, which verdicts alone do not show.
+
+// arrive gives a packet to the programs as a device with both hooks does: what
+// XDP passes goes on to tc. It tells whether XDP passed it as it came.
+func (l *lab) arrive(t *testing.T, device int, ip []byte) bool {
+	t.Helper()
+	d := l.cluster.Devices[device]
+	a := Arrival{Hook: XDP, Device: d, Frame: onLink(d.MAC, ip)}
+	o := l.must(t, a)
+	if o.Verdict != Pass {
+		return false
+	}
+	left := l.passed
+	l.must(t, Arrival{Hook: Ingress, Device: d, Frame: o.Frame})
+	return left
+}
+
+func (l *lab) must(t *testing.T, a Arrival) Outcome {
+	t.Helper()
+	o, err := l.run(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// established counts the entries of IPv4 that no newcomer can push out.
+func (l *lab) established(t *testing.T) int {
+	t.Helper()
+	n := 0
+	var err error
+	for range l.set.Flows4.All(&err) {
+		n++
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// forwarded sends a first datagram or SYN from one client after the other to a
+// Service of "web", until one is masqueraded; it returns what became of it.
+func (l *lab) forwarded(t *testing.T, proto uint8, client string) (from, to Tuple) {
+	t.Helper()
+	for port := uint16(2000); port < 2100; port++ {
+		from = Tuple{withPort(netip.MustParseAddr(client), port), netip.MustParseAddrPort(web4 + ":80"), proto}
+		l.arrive(t, 0, request(from).packet())
+		to, found := l.remembered(from)
+		if found && to.Dst.Addr() == podAddr("there1", false) {
+			return from, to
+		}
+	}
+	t.Fatal("no client was sent to an endpoint elsewhere")
+	return from, to
+}
+
+// The neighbours of "silent" and of clients in 198.51.102.0/24 are not known:
+// XDP leaves what goes there to tc, and tc must not take it for the next packet
+// of its flow.
+func TestOnePacketIsNotTwoToXDPAndTC(t *testing.T) {
+	l := newLab(t)
+	left := 0
+	for i := range 100 {
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 1025)
+		if l.arrive(t, 0, request(Tuple{from, netip.MustParseAddrPort("203.0.2.20:80"), UDP}).packet()) {
+			left++
+		}
+	}
+	if n := l.established(t); n != 0 || left == 0 {
+		t.Errorf("a datagram each of 100 clients: %d flows are established; XDP left %d packets to tc", n, left)
+	}
+
+	_, to := l.forwarded(t, UDP, "198.51.102.1")
+	if !l.arrive(t, 1, request(to.turned()).packet()) {
+		t.Error("XDP sent the answer to an unknown neighbour")
+	}
+	if n := l.established(t); n != 0 {
+		t.Errorf("a question and its answer: %d entries are established", n)
+	}
+}
+
+func TestASYNThatXDPLeavesToTCIsCountedOnce(t *testing.T) {
+	l := newLab(t)
+	for port := uint16(2000); port < 2100; port++ {
+		zero := uint32(0)
+		if err := l.set.Map("pressure").Update(zero, make([]bpf.LbPressure, l.cpus), ebpf.UpdateAny); err != nil {
+			t.Fatal(err)
+		}
+		from := netip.AddrPortFrom(netip.MustParseAddr(client4), port)
+		left := l.arrive(t, 0, request(Tuple{from, netip.MustParseAddrPort(web4 + ":80"), TCP}).packet())
+		var counts []bpf.LbPressure
+		if err := l.set.Map("pressure").Lookup(zero, &counts); err != nil {
+			t.Fatal(err)
+		}
+		sum := uint32(0)
+		for _, c := range counts {
+			sum += c.Count
+		}
+		if sum != 1 {
+			t.Fatalf("it was counted %d times", sum)
+		}
+		if left {
+			return
+		}
+	}
+	t.Error("XDP left no packet to tc")
+}
