@@ -119,6 +119,19 @@ static __always_inline void note_newcomer(bool v6, struct request *r, const unio
 		promote(v6, r, key);
 }
 
+/* Whether others have pushed out the entry for the answers to a newcomer's
+ * datagram, r->entry: the flow then begins anew, as TCP does with a SYN.
+ */
+static __always_inline bool unanswerable(bool v6, struct request *r, __u8 proto)
+{
+	struct flow *f = &r->entry.flow;
+
+	if (proto != IPPROTO_UDP || !is_request(f) || f->action == FLOW_TUNNEL)
+		return false;
+	opposite_key(v6, f, proto, &r->key);
+	return !established_flow(v6, &r->key) && !recall(v6, &r->key, &r->other.flow);
+}
+
 /* Counts a packet that opens a connection. */
 static __always_inline bool too_many(struct request *r)
 {
@@ -176,7 +189,7 @@ static __always_inline enum act incoming(context_t *ctx, bool v6, struct passage
 	/* What opens is decided anew, and as before. */
 	if (!f && !syn && (r = scratch()) && recall(v6, &w->key, &r->entry.flow)) {
 		f = &r->entry.flow;
-		if (!outlived(v6, f, proto, syn)) {
+		if (!outlived(v6, f, proto, syn) && !unanswerable(v6, r, proto)) {
 			act = carry_out(ctx, v6, w, f);
 			if (!left_to_tc(act, f))
 				note_newcomer(v6, r, &w->key, w->packet.tcp_flags);

@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"portolan.dev/portolan/bpf"
+	"portolan.dev/portolan/maps"
 )
 
 // What the programs write down, which verdicts alone do not show.
@@ -91,6 +92,34 @@ func TestOnePacketIsNotTwoToXDPAndTC(t *testing.T) {
 	}
 	if n := l.established(t); n != 0 {
 		t.Errorf("a question and its answer: %d entries are established", n)
+	}
+}
+
+// pushOut does to a newcomer what others that share its bucket do.
+func (l *lab) pushOut(t *testing.T, of Tuple) {
+	t.Helper()
+	index := bucket(words(flowKey4(of)))
+	if err := l.set.Map(maps.Newcomers4).Update(index, bpf.LbNewcomers4{}, ebpf.UpdateExist|ebpf.UpdateLock); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The entries of a flow stand in different buckets, and go one by one.
+func TestTheNextDatagramBringsBackWhatWasPushedOut(t *testing.T) {
+	l := newLab(t)
+	for _, answered := range []bool{false, true} {
+		from, to := l.forwarded(t, UDP, client4)
+		if answered {
+			l.arrive(t, 1, request(to.turned()).packet())
+		}
+		l.pushOut(t, to.turned())
+		l.arrive(t, 0, request(from).packet())
+		if back, found := l.remembered(to.turned()); !found || back != from.turned() {
+			t.Errorf("answered %v: answers become %v (found: %v), want %v", answered, back, found, from.turned())
+		}
+		if err := l.wipe(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

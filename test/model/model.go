@@ -209,7 +209,7 @@ func (m *Model) arrived(p *packet, a Arrival) Outcome {
 	if f != nil && p.opens() && !f.established {
 		f = nil // what opens is decided anew, and as before
 	}
-	if f != nil && outlived(f, p) {
+	if f != nil && (outlived(f, p) || m.unanswerable(f, p)) {
 		m.forget(p.tuple)
 		f = nil
 	}
@@ -297,6 +297,12 @@ func outlived(f *flow, p *packet) bool {
 		return p.opens() && (f.state == closing || f.endpoint.State == Dead)
 	}
 	return f.endpoint.State == Dead
+}
+
+// unanswerable tells whether answers to a datagram would find no entry: the flow
+// then begins anew.
+func (m *Model) unanswerable(f *flow, p *packet) bool {
+	return p.tuple.Proto == UDP && !f.established && f.action.request() && f.action != tunnel && m.opposite(f) == nil
 }
 
 func (m *Model) opposite(f *flow) *flow { return m.Flows[f.to.turned()] }
