@@ -88,7 +88,7 @@ static __always_inline enum reason choose(struct bpf_sock_addr *ctx,
 	if (range_flags(word) & RANGE_AFFINITY) {
 		struct affinity_key key = { .client = { bpf_get_netns_cookie(ctx) } };
 
-		if (!pick_bound(state, word, t->v6, hash, &key, out))
+		if (!pick_bound(state, word, t->v6, hash, &key, true, out))
 			return REASON_NO_ENDPOINT;
 	} else if (!pick(word, t->v6, hash, out)) {
 		return REASON_NO_ENDPOINT;

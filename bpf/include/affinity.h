@@ -13,17 +13,20 @@ static __always_inline bool bound_backend(const struct frontend_state *state,
 					  struct affinity *entry, __u64 now,
 					  struct backend *out)
 {
-	if (now - entry->last_seen >= state->affinity_timeout * 1000000000ull)
+	/* Signed: another CPU may have renewed it since now was read. */
+	if ((__s64)(now - entry->last_seen) >= state->affinity_timeout * 1000000000ll)
 		return false;
 	return read_backend(v6, entry->backend, out) &&
 	       out->generation == entry->generation &&
 	       out->service_port == state->service_port && in_set(word, out);
 }
 
-/* Picks the client's backend, and binds the client to it or renews that. */
+/* Picks the client's backend, and renews the binding; binds a client that is not
+ * bound yet if bind says so.
+ */
 static __always_inline bool pick_bound(const struct frontend_state *state,
 				       __u64 word, bool v6, __u32 hash,
-				       struct affinity_key *key,
+				       struct affinity_key *key, bool bind,
 				       struct backend *out)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
@@ -37,6 +40,8 @@ static __always_inline bool pick_bound(const struct frontend_state *state,
 	}
 	if (!pick(word, v6, hash, out))
 		return false;
+	if (!bind)
+		return true;
 	fresh.backend = out->id;
 	fresh.generation = out->generation;
 	fresh.last_seen = now;

@@ -106,12 +106,14 @@ static __always_inline void no_way(struct way *w)
 static __always_inline bool choose(struct request *r, const struct frontend_state *state,
 				   __u64 word, bool v6)
 {
+	count_new(r);
 	if (!(range_flags(word) & RANGE_AFFINITY))
 		return pick(word, v6, r->hash, &r->backend);
 
 	r->client.by_address = 1;
 	memcpy(r->client.client, &r->tuple.src, sizeof(r->client.client));
-	return pick_bound(state, word, v6, r->hash, &r->client, &r->backend);
+	return pick_bound(state, word, v6, r->hash, &r->client, !r->stateless,
+			  &r->backend);
 }
 
 /* Another node chose the endpoint: it is here, or has gone. */
@@ -124,6 +126,7 @@ static __always_inline int find_end(struct request *r, const struct frontend_sta
 	if (!backend || !read_backend(v6, *backend, &r->backend) ||
 	    !(r->backend.flags & BACKEND_STATE_MASK))
 		return decide_drop(r, REASON_NO_ENDPOINT);
+	count_new(r);
 	r->syn = true; /* that node knows the flow */
 	r->direct = false;
 	return DECIDE_SERVE;
@@ -203,8 +206,6 @@ static __always_inline int reach(context_t *ctx, struct request *r,
 		no_way(&r->way);
 	else if (ON_XDP && !r->tunnelled && !(r->way.resolved && can_send(ctx, r->way.ifindex)))
 		return DECIDE_PASS; /* to tc, which must find nothing written yet */
-	if (r->tuple.proto != IPPROTO_TCP)
-		r->stateless = flooded(); /* of TCP the first segment was counted */
 	r->to.src = r->masquerade ? r->way.source : r->tuple.src;
 	r->to.dst = r->backend.addr;
 	r->to.dport = r->backend.port;

@@ -38,6 +38,7 @@ struct request {
 	__u8 inside; /* internal scope */
 	__u8 masquerade;
 	__u8 direct; /* endpoints elsewhere answer by themselves */
+	__u8 counted; /* in: among the new flows; else when it is to be served */
 	__u8 stateless; /* too many: nothing is written */
 };
 
@@ -128,6 +129,15 @@ static __always_inline bool flooded(void)
 		p->count = 0;
 	}
 	return ++p->count > new_flow_rate;
+}
+
+/* Counts a packet that may be written down, unless that was done. */
+static __always_inline void count_new(struct request *r)
+{
+	if (r->counted)
+		return;
+	r->counted = true;
+	r->stateless = flooded();
 }
 
 /* Takes back what was counted of a packet that tc counts again. */

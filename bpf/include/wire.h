@@ -31,6 +31,7 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 		return ACT_PASS;
 	key_to_tuple(v6, &w->key, &r->tuple);
 	r->tunnelled = w->tunnelled;
+	r->counted = syn;
 	r->syn = syn || r->tuple.proto != IPPROTO_TCP;
 	decision = v6 ? new_flow6(ctx) : new_flow4(ctx);
 	switch (decision) {
@@ -43,7 +44,7 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 		count_refusal(r->reason, r->frontend, NOBODY);
 		return refuse(ctx, v6, w);
 	}
-	if (ON_XDP && syn)
+	if (ON_XDP && r->counted)
 		uncount();
 	return unserved(w);
 }

@@ -43,13 +43,14 @@ type lab struct {
 	fault      fault                  // that the programs are to have
 	saw        func(Arrival, Outcome) // what became of each packet; may be nil
 	cpus       int
+	rate       uint32            // of new flows, above which nothing is written
 	before     [SCTPPort + 1]int // counted, up to the last packet
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	world.RequireRoot(t)
-	l := &lab{cluster: newCluster(), out: make([]byte, 4096)}
+	l := &lab{cluster: newCluster(), rate: 1 << 31, out: make([]byte, 4096)}
 	l.cpus = world.Must(ebpf.PossibleCPU())(t)
 	enterNewNamespace(t)
 	if err := l.connect(); err != nil {
@@ -209,7 +210,7 @@ func (l *lab) load(set *maps.Set) error {
 		}
 		err = errors.Join(
 			set.SetConstants(spec),
-			spec.Variables["new_flow_rate"].Set(uint32(1<<31)),
+			spec.Variables["new_flow_rate"].Set(l.rate),
 			spec.Variables["masquerade_all"].Set(l.cluster.MasqueradeAll),
 			spec.Variables["masquerade_near"].Set(l.cluster.MasqueradeAll),
 		)

@@ -12,6 +12,7 @@ import (
 
 	"portolan.dev/portolan/bpf"
 	"portolan.dev/portolan/maps"
+	"portolan.dev/portolan/test/world"
 )
 
 // What the programs write down, which verdicts alone do not show.
@@ -43,23 +44,22 @@ func (l *lab) must(t *testing.T, a Arrival) Outcome {
 // established counts the entries of IPv4 that no newcomer can push out.
 func (l *lab) established(t *testing.T) int {
 	t.Helper()
-	n := 0
-	var err error
-	for range l.set.Flows4.All(&err) {
-		n++
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return len(world.Must(l.set.Flows4.Entries())(t))
 }
 
-// forwarded sends a first datagram or SYN from one client after the other to a
-// Service of "web", until one is masqueraded; it returns what became of it.
+// forwarded sends first packets to "web" until one is masqueraded, and returns
+// what became of it.
 func (l *lab) forwarded(t *testing.T, proto uint8, client string) (from, to Tuple) {
 	t.Helper()
+	return l.until(t, proto, client, web4)
+}
+
+// until sends first packets of one port after the other until one goes to an
+// endpoint elsewhere.
+func (l *lab) until(t *testing.T, proto uint8, client, vip string) (from, to Tuple) {
+	t.Helper()
 	for port := uint16(2000); port < 2100; port++ {
-		from = Tuple{withPort(netip.MustParseAddr(client), port), netip.MustParseAddrPort(web4 + ":80"), proto}
+		from = Tuple{withPort(netip.MustParseAddr(client), port), netip.MustParseAddrPort(vip + ":80"), proto}
 		l.arrive(t, 0, request(from).packet())
 		to, found := l.remembered(from)
 		if found && to.Dst.Addr() == podAddr("there1", false) {
@@ -148,4 +148,66 @@ func TestASYNThatXDPLeavesToTCIsCountedOnce(t *testing.T) {
 		}
 	}
 	t.Error("XDP left no packet to tc")
+}
+
+// flood makes the programs take every new flow for one too many.
+func (l *lab) flood(t *testing.T) {
+	t.Helper()
+	l.rate = 0
+	if err := l.load(l.set); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Of "maglev" and "direct-maglev" packets in mid-flow are served, too.
+func TestAFloodOfAnyKindWritesNothing(t *testing.T) {
+	l := newLab(t)
+	l.flood(t)
+	for _, vip := range []string{"203.0.2.22", "203.0.2.23", "203.0.2.11", "203.0.2.20", web4} {
+		for _, p := range []struct{ proto, flags uint8 }{{TCP, ACK}, {UDP, 0}, {TCP, SYN}, {TCP, ACK}} {
+			for port := uint16(2000); port < 2020; port++ {
+				from := Tuple{withPort(netip.MustParseAddr(client4), port), netip.MustParseAddrPort(vip + ":80"), p.proto}
+				s := request(from)
+				s.flags = p.flags
+				l.arrive(t, 0, s.packet())
+				if to, found := l.remembered(from); found {
+					t.Fatalf("%v with flags %d is remembered, to become %v", from, p.flags, to)
+				}
+			}
+		}
+	}
+	if bound := world.Must(l.set.Affinity.Entries())(t); len(bound) != 0 {
+		t.Errorf("%d clients are bound to endpoints", len(bound))
+	}
+}
+
+// endpoint is where a SYN of a client, bound by affinity, is sent by tc.
+func (l *lab) endpoint(t *testing.T, port uint16) netip.Addr {
+	t.Helper()
+	from := Tuple{withPort(netip.MustParseAddr(client4), port), netip.MustParseAddrPort("203.0.2.11:80"), TCP}
+	d := l.cluster.Devices[0]
+	return parse(l.must(t, Arrival{Hook: Ingress, Device: d, Frame: onLink(d.MAC, request(from).packet())}).Frame).tuple.Dst.Addr()
+}
+
+func TestABoundClientIsBoundWhateverTheOthersDo(t *testing.T) {
+	l := newLab(t)
+	first := l.endpoint(t, 2000)
+	// Another CPU has renewed the binding since this one read its clock.
+	for port := uint16(2001); port < 2020; port++ {
+		for key, value := range world.Must(l.set.Affinity.Entries())(t) {
+			value.LastSeen += 1e9
+			if err := l.set.Affinity.Put(key, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if e := l.endpoint(t, port); e != first {
+			t.Fatalf("renewed elsewhere: went to %s, after %s", e, first)
+		}
+	}
+	l.flood(t)
+	for port := uint16(2020); port < 2040; port++ {
+		if e := l.endpoint(t, port); e != first {
+			t.Fatalf("under a flood: went to %s, after %s", e, first)
+		}
+	}
 }
