@@ -68,6 +68,7 @@ static __always_inline void promote(bool v6, struct request *r, const union tupl
 	if (!recall(v6, &r->key, &r->other.flow))
 		return;
 	r->entry.flow.state = r->other.flow.state = FLOW_ESTABLISHED;
+	r->entry.flow.last_seen = r->other.flow.last_seen = now();
 	if (put_established(v6, key, &r->entry)) {
 		stay(v6, r, key);
 		return;
@@ -87,6 +88,7 @@ static __always_inline void promote(bool v6, struct request *r, const union tupl
 static __always_inline void promote_alone(bool v6, struct request *r, const union tuple_key *key)
 {
 	r->entry.flow.state = FLOW_ESTABLISHED;
+	r->entry.flow.last_seen = now();
 	if (put_established(v6, key, &r->entry))
 		stay(v6, r, key);
 	else

@@ -211,3 +211,68 @@ func TestABoundClientIsBoundWhateverTheOthersDo(t *testing.T) {
 		}
 	}
 }
+
+// newcomer changes a newcomer of IPv4.
+func (l *lab) newcomer(t *testing.T, of Tuple, change func(*bpf.LbFlow)) {
+	t.Helper()
+	key := flowKey4(of)
+	index := bucket(words(key))
+	var b bpf.LbNewcomers4
+	table := l.set.Map(maps.Newcomers4)
+	if err := table.Lookup(index, &b); err != nil {
+		t.Fatal(err)
+	}
+	for i := range b.Way {
+		if b.Way[i].Key == key {
+			change(&b.Way[i].Flow.Flow)
+		}
+	}
+	if err := table.Update(index, b, ebpf.UpdateExist|ebpf.UpdateLock); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flow reads an established flow of IPv4.
+func (l *lab) flow(t *testing.T, of Tuple) bpf.LbFlow {
+	t.Helper()
+	f, found, err := l.set.Flows4.Get(flowKey4(of))
+	if err != nil || !found {
+		t.Fatalf("flow %v: found %v, %v", of, found, err)
+	}
+	return f.Flow
+}
+
+// A flow that was silent for long before it proved itself has not been silent
+// since.
+func TestAFlowIsAsYoungAsItsLastPacketWhenItIsEstablished(t *testing.T) {
+	l := newLab(t)
+	for _, alone := range []bool{false, true} {
+		from, to := l.forwarded(t, UDP, client4)
+		if alone {
+			from, _ = l.tunnelled(t)
+		} else {
+			l.arrive(t, 1, request(to.turned()).packet())
+		}
+		var seen uint32
+		older := func(f *bpf.LbFlow) { seen = f.LastSeen; f.LastSeen -= 100 }
+		l.newcomer(t, from, older)
+		directions := []Tuple{from}
+		if !alone {
+			l.newcomer(t, to.turned(), older)
+			directions = append(directions, to.turned())
+		}
+		l.arrive(t, 0, request(from).packet())
+		for _, of := range directions {
+			if f := l.flow(t, of); int32(f.LastSeen-seen) < 0 {
+				t.Errorf("%v, tunnelled %v: established with its last packet %d units ago", of, alone, seen-f.LastSeen)
+			}
+		}
+	}
+}
+
+// tunnelled sends a first datagram of one client after the other to "direct",
+// until one is put into a tunnel.
+func (l *lab) tunnelled(t *testing.T) (from, to Tuple) {
+	t.Helper()
+	return l.until(t, UDP, client4, "203.0.2.20")
+}
