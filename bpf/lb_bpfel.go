@@ -182,9 +182,12 @@ const (
 type LbFlowState uint32
 
 const (
-	LbFlowStateFLOW_NEW         LbFlowState = 0
-	LbFlowStateFLOW_ESTABLISHED LbFlowState = 1
-	LbFlowStateFLOW_CLOSING     LbFlowState = 2
+	LbFlowStateFLOW_NEW          LbFlowState = 0
+	LbFlowStateFLOW_ESTABLISHED  LbFlowState = 1
+	LbFlowStateFLOW_CLOSING      LbFlowState = 2
+	LbFlowStateFLOW_RESET        LbFlowState = 3
+	LbFlowStateFLOW_FIN_SENT     LbFlowState = 4
+	LbFlowStateFLOW_FIN_RECEIVED LbFlowState = 5
 )
 
 type LbFragment struct {

@@ -14,6 +14,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Lives in units of 2^30 ns (1.07 s). */
 const volatile __u32 tcp_established_life = 20117; /* 6 hours */
+const volatile __u32 tcp_half_closed_life = 3353; /* 1 hour */
 const volatile __u32 tcp_closing_life = 60;
 const volatile __u32 datagram_life = 168; /* 3 minutes */
 
@@ -31,10 +32,14 @@ struct sweep {
 
 static __always_inline bool idle(const struct flow *f, __u8 proto, __u32 now)
 {
-	__u32 life = datagram_life;
+	__u32 life = tcp_established_life;
 
-	if (proto == IPPROTO_TCP)
-		life = f->state == FLOW_CLOSING ? tcp_closing_life : tcp_established_life;
+	if (proto != IPPROTO_TCP)
+		life = datagram_life;
+	else if (f->state == FLOW_FIN_SENT || f->state == FLOW_FIN_RECEIVED)
+		life = tcp_half_closed_life;
+	else if (f->state != FLOW_ESTABLISHED)
+		life = tcp_closing_life;
 	/* Signed: a packet may have been seen since now was read. */
 	return (__s32)(now - f->last_seen) > (__s32)life;
 }

@@ -49,6 +49,7 @@ const (
 	SweepVarDatagramLife       = "datagram_life"
 	SweepVarTcpClosingLife     = "tcp_closing_life"
 	SweepVarTcpEstablishedLife = "tcp_established_life"
+	SweepVarTcpHalfClosedLife  = "tcp_half_closed_life"
 )
 
 // LoadSweep returns the embedded CollectionSpec for Sweep.
@@ -138,6 +139,7 @@ type SweepVariableSpecs struct {
 	DatagramLife       *ebpf.VariableSpec `ebpf:"datagram_life"`
 	TcpClosingLife     *ebpf.VariableSpec `ebpf:"tcp_closing_life"`
 	TcpEstablishedLife *ebpf.VariableSpec `ebpf:"tcp_established_life"`
+	TcpHalfClosedLife  *ebpf.VariableSpec `ebpf:"tcp_half_closed_life"`
 }
 
 // SweepObjects contains all objects after they have been loaded into the kernel.
@@ -232,6 +234,7 @@ type SweepVariables struct {
 	DatagramLife       *ebpf.Variable `ebpf:"datagram_life"`
 	TcpClosingLife     *ebpf.Variable `ebpf:"tcp_closing_life"`
 	TcpEstablishedLife *ebpf.Variable `ebpf:"tcp_established_life"`
+	TcpHalfClosedLife  *ebpf.Variable `ebpf:"tcp_half_closed_life"`
 }
 
 // SweepPrograms contains all programs after they have been loaded into the kernel.

@@ -35,6 +35,7 @@ var flowActions = map[bpf.LbFlowAction]string{
 
 var flowStates = map[bpf.LbFlowState]string{
 	bpf.LbFlowStateFLOW_NEW: "new", bpf.LbFlowStateFLOW_ESTABLISHED: "established", bpf.LbFlowStateFLOW_CLOSING: "closing",
+	bpf.LbFlowStateFLOW_RESET: "reset", bpf.LbFlowStateFLOW_FIN_SENT: "half-closed", bpf.LbFlowStateFLOW_FIN_RECEIVED: "half-closed",
 }
 
 // flowClock is the clock of Flow.LastSeen: units of 2^30 ns since boot.

@@ -147,22 +147,45 @@ static __always_inline void drop_established(bool v6, const union tuple_key *key
 		bpf_map_delete_elem(&flows4, &key->v4);
 }
 
+/* Whether nothing more is to come. */
+static __always_inline bool closed(const struct flow *f)
+{
+	return f->state == FLOW_CLOSING || f->state == FLOW_RESET;
+}
+
+/* The state of an established flow after a packet. A direction that is closed
+ * may be silent for as long as the other one takes to answer; and a RST may be
+ * anybody's, out of the window: what follows takes it back.
+ */
+static __always_inline __u8 state_after(const struct flow *f, __u8 tcp_flags)
+{
+	if (f->state == FLOW_CLOSING)
+		return FLOW_CLOSING;
+	if (tcp_flags & TCP_RST)
+		return FLOW_RESET;
+	if (tcp_flags & TCP_FIN)
+		return f->state == FLOW_FIN_RECEIVED || f->action == FLOW_TUNNEL ? FLOW_CLOSING :
+										 FLOW_FIN_SENT;
+	return f->state == FLOW_RESET ? FLOW_ESTABLISHED : f->state;
+}
+
 /* Notes that a flow had a packet, in both its entries: a direction that is
  * silent lives as long as the other one talks. Once in a unit of time only, so
  * that many packets of one flow do not fight over its cache lines.
  */
 static __always_inline void touch_both(bool v6, struct flow *f, __u8 proto, __u8 tcp_flags)
 {
-	bool closing = tcp_flags & (TCP_FIN | TCP_RST) && f->state != FLOW_CLOSING;
+	__u8 state = state_after(f, tcp_flags);
+	bool changed = state != f->state;
 	union tuple_key key;
 	struct flow *other;
 	__u32 t = now();
 
-	if (f->last_seen == t && !closing)
+	if (f->last_seen == t && !changed)
 		return;
 	f->last_seen = t;
-	if (closing)
-		f->state = FLOW_CLOSING;
+	if (changed)
+		f->state = state;
 	if (f->action == FLOW_TUNNEL)
 		return; /* the other direction is another node's */
 	opposite_key(v6, f, proto, &key);
@@ -170,8 +193,8 @@ static __always_inline void touch_both(bool v6, struct flow *f, __u8 proto, __u8
 	if (!other)
 		return;
 	other->last_seen = t;
-	if (closing)
-		other->state = FLOW_CLOSING;
+	if (changed)
+		other->state = state == FLOW_FIN_SENT ? FLOW_FIN_RECEIVED : state;
 }
 
 #endif

@@ -102,7 +102,7 @@ static __always_inline bool outlived(bool v6, const struct flow *f, __u8 proto, 
 	if (!is_request(f))
 		return false;
 	if (proto == IPPROTO_TCP)
-		return syn && (f->state == FLOW_CLOSING || !endpoint_serves(v6, f));
+		return syn && (closed(f) || !endpoint_serves(v6, f));
 	return !endpoint_serves(v6, f);
 }
 

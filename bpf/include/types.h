@@ -338,7 +338,10 @@ enum flow_action {
 enum flow_state {
 	FLOW_NEW = 0, /* one direction only */
 	FLOW_ESTABLISHED = 1,
-	FLOW_CLOSING = 2, /* FIN or RST seen */
+	FLOW_CLOSING = 2, /* FIN seen of both directions, or of the only one */
+	FLOW_RESET = 3, /* RST seen, and nothing since */
+	FLOW_FIN_SENT = 4, /* FIN seen of this direction */
+	FLOW_FIN_RECEIVED = 5, /* FIN seen of the other direction */
 };
 
 struct flow {

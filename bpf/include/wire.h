@@ -228,7 +228,7 @@ static __always_inline enum act outgoing(context_t *ctx, bool v6, struct passage
 		/* A flow of ours that begins anew has new entries: this is another
 		 * connection of the same ports, to the endpoint's own address.
 		 */
-		if (f->state == FLOW_CLOSING &&
+		if (f->state > FLOW_ESTABLISHED &&
 		    (w->packet.tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)) {
 			forget(v6, f, &w->key);
 			return ACT_PASS;

@@ -276,3 +276,84 @@ func (l *lab) tunnelled(t *testing.T) (from, to Tuple) {
 	t.Helper()
 	return l.until(t, UDP, client4, "203.0.2.20")
 }
+
+// opened is a TCP connection to an endpoint elsewhere, which is established.
+func (l *lab) opened(t *testing.T, vip string) (from, answer Tuple) {
+	t.Helper()
+	from, to := l.until(t, TCP, client4, vip)
+	l.segment(t, to.turned(), SYN|ACK)
+	l.segment(t, from, ACK)
+	return from, to.turned()
+}
+
+// segment is one of a connection, in by the device that leads to its sender.
+func (l *lab) segment(t *testing.T, of Tuple, flags byte) {
+	t.Helper()
+	device := 0
+	if of.Src.Port() == 8080 {
+		device = 1
+	}
+	s := request(of)
+	s.flags = flags
+	l.arrive(t, device, s.packet())
+}
+
+// swept tells whether a sweep so many seconds from now removes a flow.
+func (l *lab) swept(t *testing.T, of Tuple, seconds uint32) bool {
+	t.Helper()
+	spec := world.Must(bpf.LoadSweep())(t)
+	replacements := map[string]*ebpf.Map{maps.Flows4: l.set.Map(maps.Flows4), maps.Flows6: l.set.Map(maps.Flows6)}
+	c := world.Must(ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements}))(t)
+	defer c.Close()
+	report := bpf.LbSweepReport{Now: uint64(l.flow(t, of).LastSeen) + uint64(seconds)*1e9>>30}
+	world.Must(c.Programs["portolan_sweep"].Run(&ebpf.RunOptions{Context: &report}))(t)
+	_, found, err := l.set.Flows4.Get(flowKey4(of))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return !found
+}
+
+func TestAConnectionLivesUntilBothSidesClosedIt(t *testing.T) {
+	type segment struct {
+		answer bool
+		flags  byte
+	}
+	l := newLab(t)
+	const minutes, hour, hours = 3 * 60, 60*60 + 60, 6*60*60 + 60
+	for _, c := range []struct {
+		name     string
+		vip      string
+		segments []segment
+		stays    uint32 // seconds without a packet
+		goes     uint32
+	}{
+		{"open", web4, nil, hour, hours},
+		{"closed by the client", web4, []segment{{false, FIN | ACK}}, minutes, hour},
+		{"closed by the client, whose FIN comes twice", web4, []segment{{false, FIN | ACK}, {false, FIN | ACK}}, minutes, hour},
+		{"closed by the client, and the endpoint goes on", web4, []segment{{false, FIN | ACK}, {true, ACK}}, minutes, hour},
+		{"closed by the endpoint", web4, []segment{{true, FIN | ACK}, {false, ACK}}, minutes, hour},
+		{"closed by both", web4, []segment{{true, FIN | ACK}, {false, FIN | ACK}, {true, ACK}}, 30, minutes},
+		{"reset", web4, []segment{{true, RST}}, 30, minutes},
+		{"reset by somebody else", web4, []segment{{true, RST}, {false, ACK}}, hour, hours},
+		{"closed by both and reset", web4, []segment{{true, FIN | ACK}, {false, FIN | ACK}, {true, RST}, {false, ACK}}, 30, minutes},
+		{"in a tunnel, of which answers go another way", "203.0.2.20", []segment{{false, FIN | ACK}}, 30, minutes},
+	} {
+		from, answer := l.opened(t, c.vip)
+		for _, s := range c.segments {
+			of := from
+			if s.answer {
+				of = answer
+			}
+			l.segment(t, of, s.flags)
+		}
+		if l.swept(t, from, c.stays) {
+			t.Errorf("%s: gone after %d seconds", c.name, c.stays)
+		} else if !l.swept(t, from, c.goes) {
+			t.Errorf("%s: still there after %d seconds", c.name, c.goes)
+		}
+		if err := l.wipe(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -83,9 +83,12 @@ func (a action) request() bool { return a != answer && a != comeback }
 type state int
 
 const (
-	fresh    state = iota // one direction only
-	answered              // both
-	closing               // TCP: FIN or RST seen
+	fresh       state = iota // one direction only
+	answered                 // both
+	closing                  // TCP: FIN seen of both, or of the only one
+	reset                    // RST seen, and nothing since
+	finSent                  // FIN seen of this direction
+	finReceived              // of the other
 )
 
 // flow is one direction of a flow. It is established when it has proven itself:
@@ -260,7 +263,7 @@ func (m *Model) outgoing(p *packet) Outcome {
 	if f == nil || f.action != answer {
 		return pass(None)
 	}
-	if f.established && f.state == closing && p.flags&(SYN|ACK) == SYN|ACK {
+	if f.established && f.state > answered && p.flags&(SYN|ACK) == SYN|ACK {
 		// Another connection of the same ports, to the endpoint's own address.
 		m.forget(p.tuple)
 		return pass(None)
@@ -294,7 +297,7 @@ func outlived(f *flow, p *packet) bool {
 	case !f.action.request():
 		return false
 	case p.tuple.Proto == TCP:
-		return p.opens() && (f.state == closing || f.endpoint.State == Dead)
+		return p.opens() && (f.state == closing || f.state == reset || f.endpoint.State == Dead)
 	}
 	return f.endpoint.State == Dead
 }
@@ -316,6 +319,24 @@ func (m *Model) forget(t Tuple) {
 	delete(m.Flows, t)
 }
 
+// after is the state of an established flow after a packet. Data after a RST
+// shows that that was not the endpoint's or the client's.
+func (f *flow) after(p *packet) state {
+	switch {
+	case f.state == closing:
+		return closing
+	case p.flags&RST != 0:
+		return reset
+	case p.flags&FIN != 0 && (f.state == finReceived || f.action == tunnel):
+		return closing
+	case p.flags&FIN != 0:
+		return finSent
+	case f.state == reset:
+		return answered
+	}
+	return f.state
+}
+
 // note remembers what a packet says about its flow. A flow is established by
 // the packet after the first answer, for TCP by the client's; one that is
 // answered elsewhere by the packet after the first.
@@ -324,12 +345,14 @@ func (m *Model) note(f *flow, p *packet) {
 	other := m.opposite(f)
 	switch {
 	case f.established:
-		if !ends || f.state == closing {
+		before := f.state
+		f.state = f.after(p)
+		if f.state == before || other == nil || !other.established || f.action == tunnel {
 			return
 		}
-		f.state = closing
-		if other != nil && other.established && f.action != tunnel {
-			other.state = closing
+		other.state = f.state
+		if f.state == finSent {
+			other.state = finReceived
 		}
 	case f.action == tunnel && !ends:
 		f.established, f.state = true, answered
