@@ -47,12 +47,26 @@ enum claim {
 	CLAIM_MINE, /* this very flow has it already */
 };
 
-/* How long, in units of 1.07 s, a flow of one request at most may be silent
- * before another may have its port: at once, as connection tracking forgets
- * such flows; or when no port that was tried is free.
+/* How long, in units of 1.07 s, a flow of one request at most, or a connection
+ * that was closed, may be silent before another may have its port: at once, as
+ * connection tracking forgets such flows; or when no port that was tried is
+ * free. An endpoint that still waits (TIME_WAIT) takes a newer SYN, or answers
+ * so that the client resets it and sends another (RFC 9293, 3.6.1 and 3.10.7).
  */
 #define FORGOTTEN 30
 #define SPARE 4
+
+/* The flow that has the answers of r->to, a newcomer in r->other; or NULL. */
+static __always_inline struct flow *holder(bool v6, struct request *r)
+{
+	struct flow *f;
+
+	tuple_to_key(v6, &r->answer, &r->key);
+	f = established_flow(v6, &r->key);
+	if (f)
+		return f;
+	return recall(v6, &r->key, &r->other.flow) ? &r->other.flow : NULL;
+}
 
 /* Who has the answers of r->to. Not inlined: Linux 6.1 says "back-edge" when a
  * loop is closed by falling through, which is how clang would lay out the loop
@@ -60,18 +74,15 @@ enum claim {
  */
 static __noinline enum claim who_has(context_t *ctx, struct request *r, bool v6)
 {
-	struct flow *f;
+	struct flow *f = holder(v6, r);
 
-	tuple_to_key(v6, &r->answer, &r->key);
-	f = established_flow(v6, &r->key);
-	if (f)
-		return leads_to(v6, f, &r->tuple) ? CLAIM_MINE : CLAIM_TAKEN;
-	if (recall(v6, &r->key, &r->other.flow)) {
-		f = &r->other.flow;
+	if (f) {
+		__s32 idle = now() - f->last_seen; /* below 0: another CPU saw it since */
+
 		if (leads_to(v6, f, &r->tuple))
 			return CLAIM_MINE;
-		if (now() - f->last_seen > r->idle) {
-			r->idle = now() - f->last_seen;
+		if ((f == &r->other.flow || closed(f)) && idle > (__s32)r->idle) {
+			r->idle = idle;
 			r->spare = r->answer.dport;
 		}
 		return CLAIM_TAKEN;
@@ -86,15 +97,20 @@ static __noinline enum claim who_has(context_t *ctx, struct request *r, bool v6)
  */
 static __noinline int take_over(struct request *r, bool v6)
 {
+	struct flow *f;
+
 	if (!r)
 		return false;
 	r->to.sport = r->spare;
 	r->answer.dport = r->spare;
+	f = holder(v6, r);
+	if (!f)
+		return true;
+	opposite_key(v6, f, r->answer.proto, &r->key);
+	drop_established(v6, &r->key);
+	expel(v6, &r->key);
 	tuple_to_key(v6, &r->answer, &r->key);
-	if (recall(v6, &r->key, &r->other.flow)) {
-		opposite_key(v6, &r->other.flow, r->answer.proto, &r->key);
-		expel(v6, &r->key);
-	}
+	drop_established(v6, &r->key); /* a newcomer's is written over */
 	return true;
 }
 
