@@ -23,7 +23,7 @@ struct packet {
 	__u32 l4; /* offset of the transport header */
 	__u32 fragment; /* id of the datagram */
 	__u8 kind;
-	__u8 tcp_flags;
+	__u8 tcp_flags; /* of an SCTP packet that opens, TCP_SYN */
 	__u8 ttl;
 	__u8 dont_fragment;
 	__u32 length; /* of the IP packet, as its header says */
@@ -39,6 +39,8 @@ union tuple_key {
 #define TCP_SYN 2
 #define TCP_RST 4
 #define TCP_ACK 16
+
+#define SCTP_INIT 1 /* the type of the first chunk */
 
 #define IP_OFFSET 0x1fff
 #define IP_MF 0x2000
@@ -129,8 +131,14 @@ static __always_inline bool read_ports(context_t *ctx, struct packet *p, __u8 pr
 	if (p->l4 > MAX_L4 || l4 + 8 > packet_end(ctx))
 		return false;
 	*ports = *(struct ports *)l4;
-	if (proto == IPPROTO_SCTP)
-		return l4 + 12 <= packet_end(ctx);
+	if (proto == IPPROTO_SCTP) {
+		if (l4 + 12 > packet_end(ctx))
+			return false;
+		if (p->length + link_header > p->l4 + 12 && l4 + 13 <= packet_end(ctx) &&
+		    ((__u8 *)l4)[12] == SCTP_INIT)
+			p->tcp_flags = TCP_SYN;
+		return true;
+	}
 	if (proto == IPPROTO_TCP) {
 		if (l4 + 20 > packet_end(ctx))
 			return false;

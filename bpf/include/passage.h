@@ -78,8 +78,8 @@ static __always_inline bool may_answer(bool v6, const union tuple_key *key, __u8
 	       proto == IPPROTO_SCTP;
 }
 
-/* Flows of datagrams move to another endpoint when theirs stops serving. TCP
- * never does: what is established is the endpoint's to end.
+/* Flows of datagrams move to another endpoint when theirs stops serving. TCP and
+ * SCTP never do: what is established is the endpoint's to end.
  */
 static __always_inline bool endpoint_serves(bool v6, const struct flow *f)
 {
@@ -101,7 +101,7 @@ static __always_inline bool outlived(bool v6, const struct flow *f, __u8 proto, 
 {
 	if (!is_request(f))
 		return false;
-	if (proto == IPPROTO_TCP)
+	if (proto != IPPROTO_UDP)
 		return syn && (closed(f) || !endpoint_serves(v6, f));
 	return !endpoint_serves(v6, f);
 }

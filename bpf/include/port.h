@@ -87,7 +87,7 @@ static __noinline enum claim who_has(context_t *ctx, struct request *r, bool v6)
 		}
 		return CLAIM_TAKEN;
 	}
-	if (r->masquerade && socket_has(ctx, v6, &r->answer))
+	if (r->masquerade && r->answer.proto != IPPROTO_SCTP && socket_has(ctx, v6, &r->answer))
 		return CLAIM_TAKEN;
 	return CLAIM_FREE;
 }

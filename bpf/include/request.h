@@ -33,7 +33,7 @@ struct request {
 	__u32 idle; /* the longest silence of a flow whose port was tried, */
 	__be16 spare; /* and that port; 0: none */
 	__u16 pad;
-	__u8 syn; /* in: TCP that opens, or no TCP */
+	__u8 syn; /* in: TCP or SCTP that opens, or UDP */
 	__u8 tunnelled; /* in: another node chose the endpoint */
 	__u8 inside; /* internal scope */
 	__u8 masquerade;

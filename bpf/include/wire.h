@@ -32,7 +32,7 @@ static __always_inline enum act first_packet(context_t *ctx, bool v6, struct pas
 	key_to_tuple(v6, &w->key, &r->tuple);
 	r->tunnelled = w->tunnelled;
 	r->counted = syn;
-	r->syn = syn || r->tuple.proto != IPPROTO_TCP;
+	r->syn = syn || r->tuple.proto == IPPROTO_UDP;
 	decision = v6 ? new_flow6(ctx) : new_flow4(ctx);
 	switch (decision) {
 	case DECIDE_SERVE:

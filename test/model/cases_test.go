@@ -6,8 +6,11 @@ package model
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"testing"
+
+	"portolan.dev/portolan/test/world"
 )
 
 // Packets with which programs and model once differed, each with what is right.
@@ -41,6 +44,8 @@ func (l *lab) after(t *testing.T, hook Hook, packets ...[]byte) Outcome {
 
 // requests, whole and right.
 func request(t Tuple) *shape { return &shape{tuple: t, ttl: 64, flags: SYN} }
+
+func answering(t Tuple) *shape { return &shape{tuple: t, ttl: 64, flags: SYN | ACK} }
 
 func (s *shape) expiring() *shape           { s.ttl = 1; return s }
 func (s *shape) carrying(n int) *shape      { s.payload = make([]byte, n); return s }
@@ -92,7 +97,9 @@ var cases = []struct {
 	{"an ICMP message shorter than its header is malformed, whatever follows",
 		[][]byte{append(request(tuple("["+client6+"]:0", "["+web6+"]:0", ICMPv6)).saying(128, 0, 0, 0, 1, 2, 3).packet(), 0, 0)}, Pass, Malformed},
 	{"an answer over SCTP is known by any port",
-		[][]byte{request(tuple("10.1.1.9:1025", "203.0.2.13:9", SCTP)).packet(), request(tuple("10.1.1.1:9", "172.16.0.1:1025", SCTP)).packet()}, Send, None},
+		[][]byte{request(tuple("10.1.1.9:1025", "203.0.2.13:9", SCTP)).packet(), answering(tuple("10.1.1.1:9", "172.16.0.1:1025", SCTP)).packet()}, Send, None},
+	{"SCTP in mid-flow is left to whoever knows it",
+		[][]byte{(&shape{tuple: tuple("10.1.1.9:1025", "203.0.2.13:9", SCTP), ttl: 64, flags: ACK}).packet()}, Pass, None},
 	{"what is malformed in a tunnel does not reach the stack",
 		[][]byte{inTunnel(longer(request(tuple(client4+":1025", "203.0.2.20:80", TCP)).packet()))}, Drop, Malformed},
 }
@@ -159,4 +166,39 @@ func TestAnEndpointWithAFormerIDHasAWayOfItsOwn(t *testing.T) {
 		}
 	}
 	l.after(t, Ingress, requests...)
+}
+
+// TCP and UDP sockets of the node have ports that SCTP may have, too.
+func TestASocketTakesNoPortFromSCTP(t *testing.T) {
+	l := newLab(t)
+	for _, network := range []string{"udp4", "udp6"} {
+		socket := world.Must(net.ListenPacket(network, ":1025"))(t)
+		defer socket.Close()
+	}
+	for _, t5 := range []Tuple{tuple("10.1.1.9:1025", "203.0.2.13:9", SCTP), tuple("[fd00:1:1::9]:1025", "[2001:db8:2::d]:9", SCTP)} {
+		if o := l.after(t, Ingress, request(t5).packet()); o.Verdict != Send {
+			t.Errorf("%v: %s and reason %d", t5, o.Verdict, o.Reason)
+		}
+	}
+}
+
+func TestAnAssociationStaysWithItsEndpoint(t *testing.T) {
+	l := newLab(t)
+	d, web := l.cluster.Devices[0], l.cluster.set("web")
+	of := tuple(client4+":1025", web4+":9", SCTP)
+	packet := func(flags byte) event {
+		return event{Arrival: Arrival{Hook: Ingress, Device: d, Frame: onLink(d.MAC, (&shape{tuple: of, ttl: 64, flags: flags}).packet())}}
+	}
+	events := []event{packet(SYN), packet(ACK)}
+	for i := range web.spec.endpoints {
+		events = append(events, event{set: 0, endpoint: i, state: Dead})
+	}
+	var ends []netip.Addr
+	l.saw = func(_ Arrival, o Outcome) { ends = append(ends, parse(o.Frame).tuple.Dst.Addr()) }
+	if err := l.again(1, append(events, packet(ACK))); err != nil {
+		t.Fatal(err)
+	}
+	if last := ends[len(ends)-1]; last != ends[0] {
+		t.Errorf("went to %s, after %s", last, ends[0])
+	}
 }

@@ -20,7 +20,7 @@ func spoofed(a netip.Addr) bool {
 func (m *Model) firstPacket(p *packet, a Arrival) Outcome {
 	t := p.tuple
 	s := m.World.find(t.Dst, t.Proto)
-	midFlow := t.Proto == TCP && !p.opens() && !p.tunnelled()
+	midFlow := t.Proto != UDP && !p.opens() && !p.tunnelled()
 	inside := m.World.inside(t.Src.Addr()) && !p.tunnelled()
 	switch {
 	case s == nil && !p.tunnelled():

@@ -12,7 +12,7 @@ type shape struct {
 	tuple     Tuple
 	ttl       byte
 	class     byte   // of traffic
-	flags     byte   // TCP
+	flags     byte   // TCP; SCTP has a chunk like it
 	options   []byte // of IPv4
 	extension []byte // of IPv6; its first byte is filled in
 	next      byte   // type of the extension
@@ -44,6 +44,9 @@ func (s *shape) transport() []byte {
 	case SCTP:
 		l4 = make([]byte, 12)
 		binary.BigEndian.PutUint32(l4[8:], s.seq)
+		if s.flags != 0 { // else too short for a chunk
+			l4 = append(l4, s.chunk(), 0, 0, 4)
+		}
 	case ICMP, ICMPv6:
 		l4 = append([]byte(nil), s.icmp...)
 		at = 2
@@ -67,6 +70,19 @@ func (s *shape) transport() []byte {
 	}
 	binary.BigEndian.PutUint16(l4[at:], ^sum)
 	return l4
+}
+
+// chunk is the type of the first one of SCTP that does what TCP's flags do.
+func (s *shape) chunk() byte {
+	switch s.flags & (SYN | ACK) {
+	case SYN:
+		return initChunk
+	case SYN | ACK:
+		return 2
+	case ACK:
+		return 3
+	}
+	return 0 // data
 }
 
 // packet is the shape's IP packet.

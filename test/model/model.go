@@ -289,14 +289,14 @@ func (m *Model) followFragments(p *packet) bool {
 	return true
 }
 
-// outlived tells whether a flow ends with this packet: TCP when a new
-// connection begins after the old one, or when its endpoint is gone; all else as
-// soon as its endpoint is gone.
+// outlived tells whether a flow ends with this packet: TCP and SCTP when a new
+// connection begins after the old one, or when its endpoint is gone; UDP as soon
+// as its endpoint is gone.
 func outlived(f *flow, p *packet) bool {
 	switch {
 	case !f.action.request():
 		return false
-	case p.tuple.Proto == TCP:
+	case p.tuple.Proto != UDP:
 		return p.opens() && (f.state == closing || f.state == reset || f.endpoint.State == Dead)
 	}
 	return f.endpoint.State == Dead

@@ -36,7 +36,7 @@ type packet struct {
 	l4     int // where the transport header begins
 	length int // of the IP packet, as it says itself
 	ttl    byte
-	flags  byte   // TCP
+	flags  byte   // TCP; of SCTP that opens, SYN
 	id     uint32 // of the fragmented datagram
 	tuple  Tuple
 	end    netip.Addr // of the tunnel that the packet came in; else invalid
@@ -63,7 +63,10 @@ func (p *packet) tail() int { return min(link+p.length, len(p.frame)) }
 // tunnelled tells whether another node chose the endpoint.
 func (p *packet) tunnelled() bool { return p.end.IsValid() }
 
-// opens tells whether a packet begins a TCP connection.
+// initChunk opens an association of SCTP.
+const initChunk = 1
+
+// opens tells whether a packet begins a TCP connection or an SCTP association.
 func (p *packet) opens() bool { return p.flags&(SYN|ACK) == SYN }
 
 // parse looks at a frame. Frames with a VLAN tag are of no family of ours.
@@ -184,11 +187,13 @@ func (p *packet) parseTransport(icmp uint8, offset, more, fragmented bool) form 
 		return broken
 	}
 	l4 := p.frame[p.l4:p.tail()]
-	if p.tuple.Proto == TCP {
-		if l4[12]>>4 < 5 {
-			return broken
-		}
+	switch {
+	case p.tuple.Proto == TCP && l4[12]>>4 < 5:
+		return broken
+	case p.tuple.Proto == TCP:
 		p.flags = l4[13]
+	case p.tuple.Proto == SCTP && len(l4) > 12 && l4[12] == initChunk:
+		p.flags = SYN
 	}
 	p.setPorts(binary.BigEndian.Uint16(l4), binary.BigEndian.Uint16(l4[2:]))
 	if more {
