@@ -6,27 +6,28 @@
 #include "request.h"
 
 /* Whether a socket of this node has the tuple that an answer would come by. */
-static __always_inline bool socket_has(context_t *ctx, bool v6, const struct tuple5 *answer)
+static __always_inline bool socket_has(context_t *ctx, bool v6, struct request *r)
 {
-	struct bpf_sock_tuple t = {};
-	__u32 size = v6 ? sizeof(t.ipv6) : sizeof(t.ipv4);
+	const struct tuple5 *answer = &r->answer;
+	struct bpf_sock_tuple *t = &r->socket;
+	__u32 size = v6 ? sizeof(t->ipv6) : sizeof(t->ipv4);
 	struct bpf_sock *sk;
 
 	if (v6) {
-		memcpy(t.ipv6.saddr, &answer->src, sizeof(answer->src));
-		memcpy(t.ipv6.daddr, &answer->dst, sizeof(answer->dst));
-		t.ipv6.sport = answer->sport;
-		t.ipv6.dport = answer->dport;
+		memcpy(t->ipv6.saddr, &answer->src, sizeof(answer->src));
+		memcpy(t->ipv6.daddr, &answer->dst, sizeof(answer->dst));
+		t->ipv6.sport = answer->sport;
+		t->ipv6.dport = answer->dport;
 	} else {
-		t.ipv4.saddr = answer->src.w[3];
-		t.ipv4.daddr = answer->dst.w[3];
-		t.ipv4.sport = answer->sport;
-		t.ipv4.dport = answer->dport;
+		t->ipv4.saddr = answer->src.w[3];
+		t->ipv4.daddr = answer->dst.w[3];
+		t->ipv4.sport = answer->sport;
+		t->ipv4.dport = answer->dport;
 	}
 	if (answer->proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+		sk = bpf_skc_lookup_tcp(ctx, t, size, BPF_F_CURRENT_NETNS, 0);
 	else
-		sk = bpf_sk_lookup_udp(ctx, &t, size, BPF_F_CURRENT_NETNS, 0);
+		sk = bpf_sk_lookup_udp(ctx, t, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return false;
 	bpf_sk_release(sk);
@@ -68,11 +69,7 @@ static __always_inline struct flow *holder(bool v6, struct request *r)
 	return recall(v6, &r->key, &r->other.flow) ? &r->other.flow : NULL;
 }
 
-/* Who has the answers of r->to. Not inlined: Linux 6.1 says "back-edge" when a
- * loop is closed by falling through, which is how clang would lay out the loop
- * that calls it.
- */
-static __noinline enum claim who_has(context_t *ctx, struct request *r, bool v6)
+static __always_inline enum claim claim_of(context_t *ctx, struct request *r, bool v6)
 {
 	struct flow *f = holder(v6, r);
 
@@ -87,9 +84,23 @@ static __noinline enum claim who_has(context_t *ctx, struct request *r, bool v6)
 		}
 		return CLAIM_TAKEN;
 	}
-	if (r->masquerade && r->answer.proto != IPPROTO_SCTP && socket_has(ctx, v6, &r->answer))
+	if (r->masquerade && r->answer.proto != IPPROTO_SCTP && socket_has(ctx, v6, r))
 		return CLAIM_TAKEN;
 	return CLAIM_FREE;
+}
+
+/* Who has the answers of r->to. Not inlined: Linux 6.1 says "back-edge" when a
+ * loop is closed by falling through, which is how clang would lay out the loop
+ * that calls them.
+ */
+static __noinline enum claim who_has4(context_t *ctx, struct request *r)
+{
+	return claim_of(ctx, r, false);
+}
+
+static __noinline enum claim who_has6(context_t *ctx, struct request *r)
+{
+	return claim_of(ctx, r, true);
 }
 
 /* Takes the port of a flow that has gone silent: its request must not lead to
@@ -145,7 +156,8 @@ static __always_inline bool find_port(context_t *ctx, struct request *r,
 		r->to.sport = i == 0 && (sctp || !r->masquerade) ? r->tuple.sport :
 								   candidate(config, hash, i);
 		r->answer.dport = r->to.sport;
-		if (r->stateless || who_has(ctx, r, v6) != CLAIM_TAKEN)
+		if (r->stateless ||
+		    (v6 ? who_has6(ctx, r) : who_has4(ctx, r)) != CLAIM_TAKEN)
 			return true;
 		if (sctp)
 			return false;

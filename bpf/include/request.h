@@ -23,6 +23,7 @@ struct request {
 	struct affinity_key client;
 	union tuple_key key;
 	struct way way;
+	struct bpf_sock_tuple socket; /* asked for; the stack has no room for it */
 	union flow_entry entry;
 	union flow_entry other; /* of the opposite direction, or another flow's */
 	struct backend backend;

@@ -99,8 +99,8 @@ static __always_inline void promote_alone(bool v6, struct request *r, const unio
  * packet after the first answer: for TCP the client's, because an endpoint
  * repeats its answer to whoever opens and is gone.
  */
-static __always_inline void note_newcomer(bool v6, struct request *r, const union tuple_key *key,
-					  __u8 tcp_flags)
+static __always_inline void note_packet(bool v6, struct request *r, const union tuple_key *key,
+					__u8 tcp_flags)
 {
 	struct flow *f = &r->entry.flow;
 	bool tcp = protocol(v6, key) == IPPROTO_TCP;
@@ -120,6 +120,26 @@ static __always_inline void note_newcomer(bool v6, struct request *r, const unio
 		amend(v6, key, FLOW_CLOSING, now());
 	else if (f->state == FLOW_ESTABLISHED && (is_request(f) || !tcp))
 		promote(v6, r, key);
+}
+
+/* Not inlined: the stack of its callers has no room for it. */
+static __noinline void note_newcomer4(struct request *r, const union tuple_key *key, __u8 tcp_flags)
+{
+	note_packet(false, r, key, tcp_flags);
+}
+
+static __noinline void note_newcomer6(struct request *r, const union tuple_key *key, __u8 tcp_flags)
+{
+	note_packet(true, r, key, tcp_flags);
+}
+
+static __always_inline void note_newcomer(bool v6, struct request *r, const union tuple_key *key,
+					  __u8 tcp_flags)
+{
+	if (v6)
+		note_newcomer6(r, key, tcp_flags);
+	else
+		note_newcomer4(r, key, tcp_flags);
 }
 
 /* Whether others have pushed out the entry for the answers to a newcomer's
