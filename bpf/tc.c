@@ -23,10 +23,18 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  */
 #define PULL 160
 
-static __always_inline int send_to(struct passage *w)
+/* Lets the kernel find the neighbour, and the next hop, too, if there is no
+ * gateway. It takes a link header off first, whatever is in it.
+ */
+static __always_inline int send_to(struct __sk_buff *skb, struct passage *w)
 {
+	struct address none = {};
 	struct bpf_redir_neigh next = {};
 
+	if (!link_header && bpf_skb_change_head(skb, ETH_HLEN, 0))
+		return TC_ACT_SHOT;
+	if (same_address(&w->gateway, &none))
+		return bpf_redirect_neigh(w->ifindex, NULL, 0, 0);
 	if (is_mapped(&w->gateway)) {
 		next.nh_family = AF_INET;
 		next.ipv4_nh = w->gateway.w[3];
@@ -45,9 +53,13 @@ static __always_inline int finish(struct __sk_buff *skb, enum act act, struct pa
 	case ACT_SEND:
 		return bpf_redirect(w->ifindex, 0);
 	case ACT_RESOLVE:
-		return send_to(w);
+		return send_to(skb, w);
 	case ACT_BACK:
-		return bpf_redirect(skb->ifindex, 0);
+		if (link_header)
+			return bpf_redirect(skb->ifindex, 0);
+		w->ifindex = skb->ifindex;
+		memset(&w->gateway, 0, sizeof(w->gateway));
+		return send_to(skb, w);
 	case ACT_DROP:
 		break;
 	}

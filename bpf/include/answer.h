@@ -67,12 +67,30 @@ static __always_inline bool resize(context_t *ctx, __u32 length)
 	return bpf_skb_change_tail((struct __sk_buff *)ctx, length, 0) == 0;
 }
 
-/* Makes room before the packet. */
-static __always_inline bool grow_head(context_t *ctx, __u32 by)
+/* Takes bytes away between the link header and what follows, or, when there
+ * are fewer than none, makes room there.
+ */
+static __always_inline bool cut(context_t *ctx, int bytes, __u64 flags)
 {
-	if (ON_XDP)
-		return bpf_xdp_adjust_head((struct xdp_md *)ctx, -(int)by) == 0;
-	return bpf_skb_change_head((struct __sk_buff *)ctx, by, 0) == 0;
+	struct ethhdr link = {}, *eth = packet_start(ctx);
+
+	if (!ON_XDP)
+		return bpf_skb_adjust_room((struct __sk_buff *)ctx, -bytes, BPF_ADJ_ROOM_MAC,
+					   flags) == 0;
+	if (link_header) {
+		if ((void *)(eth + 1) > packet_end(ctx))
+			return false;
+		link = *eth;
+	}
+	if (bpf_xdp_adjust_head((struct xdp_md *)ctx, bytes))
+		return false;
+	if (link_header) {
+		eth = packet_start(ctx);
+		if ((void *)(eth + 1) > packet_end(ctx))
+			return false;
+		*eth = link;
+	}
+	return true;
 }
 
 /* Sum of 16-bit words of a checked header. */
@@ -256,29 +274,14 @@ static __always_inline bool make_error(context_t *ctx, bool v6, __u32 transport,
 	__u32 inner = ip_size + transport, outer = ip_size + sizeof(struct icmp_header);
 	struct address src, dst;
 	struct icmp_header *icmp;
-	struct ethhdr link = {};
 	__u64 sum;
 
 	if (!read_ends(ctx, v6, &src, &dst))
 		return false;
-	if (link_header) {
-		struct ethhdr *eth = packet_start(ctx);
-
-		if ((void *)(eth + 1) > packet_end(ctx))
-			return false;
-		link = *eth;
-	}
-	if (!resize(ctx, link_header + inner) || !grow_head(ctx, outer))
+	if (!resize(ctx, link_header + inner) ||
+	    !cut(ctx, -(int)outer, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return false;
-	if (link_header) {
-		struct ethhdr *eth = packet_start(ctx);
-
-		if ((void *)(eth + 1) > packet_end(ctx))
-			return false;
-		memcpy(eth->h_dest, link.h_source, ETH_ALEN);
-		memcpy(eth->h_source, link.h_dest, ETH_ALEN);
-		eth->h_proto = link.h_proto;
-	}
+	swap_link(ctx);
 	if (!write_ip(ctx, v6, &dst, &src, v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP,
 		      sizeof(*icmp) + inner))
 		return false;

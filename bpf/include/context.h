@@ -42,7 +42,7 @@ enum act {
 	ACT_PASS, /* to the stack, or to the next program */
 	ACT_DROP,
 	ACT_SEND, /* rewritten, with a new link header: out by a device */
-	ACT_RESOLVE, /* as ACT_SEND, but the neighbour is unknown: tc only */
+	ACT_RESOLVE, /* as ACT_SEND, but the link header is the kernel's to write: tc only */
 	ACT_BACK, /* became an answer to its sender: out where it came in */
 };
 

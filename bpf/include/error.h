@@ -33,6 +33,8 @@ static __always_inline enum act error_in(context_t *ctx, bool v6, struct passage
 		w->ifindex = f->ifindex;
 	if (act == ACT_DROP)
 		return ACT_DROP;
+	if (sent && act == ACT_SEND)
+		act = go(w, f->dst_mac);
 	if (sent && ((act == ACT_RESOLVE && ON_XDP) || !can_send(ctx, w->ifindex)))
 		return ACT_PASS;
 	if (sent && w->packet.ttl <= 1)
@@ -84,6 +86,7 @@ static __always_inline enum act tunnel_too_big(context_t *ctx, bool v6, struct p
 	struct request *r = scratch();
 	struct address end, endpoint;
 	__u32 frontend, backend;
+	enum act act = ACT_RESOLVE;
 	struct flow *f;
 
 	if (!r || w->packet.l4 != link_header + size || mtu <= size ||
@@ -100,19 +103,22 @@ static __always_inline enum act tunnel_too_big(context_t *ctx, bool v6, struct p
 	backend = f->backend;
 	key_to_tuple(v6, &w->key, &r->tuple);
 	turn_round(&r->tuple, &r->to);
-	if (!find_way(ctx, &r->to, &r->way, v6, false) ||
-	    (ON_XDP && (!r->way.resolved || !can_send(ctx, r->way.ifindex))))
+	if (!find_way(ctx, &r->to, &r->way, v6, false))
 		return ACT_PASS;
-	count_refusal(REASON_TOO_BIG, frontend, backend);
 	w->ifindex = r->way.ifindex;
 	w->gateway = r->way.gateway;
+	if (r->way.resolved)
+		act = go(w, r->way.dst_mac);
+	if (ON_XDP && (act == ACT_RESOLVE || !can_send(ctx, w->ifindex)))
+		return ACT_PASS;
+	count_refusal(REASON_TOO_BIG, frontend, backend);
 	if (!cut(ctx, sizeof(struct icmp_header) + 2 * size, BPF_F_ADJ_ROOM_FIXED_GSO) ||
 	    !make_error(ctx, v6, 8, v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
 			v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu - size))
 		return ACT_DROP;
-	if (!r->way.resolved)
-		return ACT_RESOLVE;
-	return rewrite_link(ctx, r->way.dst_mac, r->way.src_mac) ? ACT_SEND : ACT_DROP;
+	if (act == ACT_SEND && !rewrite_link(ctx, r->way.dst_mac, r->way.src_mac))
+		return ACT_DROP;
+	return act;
 }
 
 static __noinline int icmp_in(context_t *ctx, struct passage *w, bool v6)

@@ -112,8 +112,6 @@ static __always_inline bool rewrite_link(context_t *ctx, const __u8 *dst, const 
 {
 	struct ethhdr *eth = packet_start(ctx);
 
-	if (!link_header)
-		return true;
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return false;
 	memcpy(eth->h_dest, dst, ETH_ALEN);

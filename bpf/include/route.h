@@ -93,7 +93,7 @@ __noinline int find_way(context_t *ctx, struct tuple5 *t, struct way *w, bool v6
 			bool with_source)
 {
 	struct bpf_fib_lookup *q;
-	bool told = with_source;
+	bool told = with_source, bare = false;
 	__u32 ifindex = ON_XDP ? ((struct xdp_md *)ctx)->ingress_ifindex :
 				 ((struct __sk_buff *)ctx)->ifindex;
 	long rc;
@@ -116,6 +116,7 @@ __noinline int find_way(context_t *ctx, struct tuple5 *t, struct way *w, bool v6
 		struct device *d = device_of(w);
 
 		w->inward = d && d->flags & DEVICE_INWARD;
+		bare = d && d->flags & DEVICE_NO_LINK_HEADER;
 	}
 	w->mtu = q->mtu_result;
 	memcpy(w->dst_mac, q->dmac, ETH_ALEN);
@@ -124,6 +125,10 @@ __noinline int find_way(context_t *ctx, struct tuple5 *t, struct way *w, bool v6
 		memcpy(&w->gateway, q->ipv6_dst, sizeof(w->gateway));
 	else
 		w->gateway = mapped(q->ipv4_dst);
+	if (bare) { /* the kernel sends there, and routes again (send.h) */
+		memset(w->dst_mac, 0, ETH_ALEN);
+		memset(&w->gateway, 0, sizeof(w->gateway));
+	}
 	if (!with_source)
 		return w->found;
 	if (!told)

@@ -34,6 +34,21 @@ static __always_inline enum act find_egress(context_t *ctx, bool v6, struct flow
 	return ACT_SEND;
 }
 
+/* The act by which a packet goes a way that is known. Where there is no link
+ * header, neither here nor there, the kernel sends: devices of IPIP ask for the
+ * packet's route, and what comes without a header needs one to be made.
+ */
+static __always_inline enum act go(struct passage *w, const __u8 *dst_mac)
+{
+	__u64 mac = 0;
+
+	memcpy(&mac, dst_mac, ETH_ALEN);
+	if (link_header && mac)
+		return ACT_SEND;
+	memset(&w->gateway, 0, sizeof(w->gateway));
+	return ACT_RESOLVE;
+}
+
 /* What a flow's packets gain on their way. */
 static __always_inline __u32 overhead(bool v6, const struct flow *f)
 {
@@ -79,6 +94,7 @@ static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage 
 	__u8 proto = protocol(v6, &w->key);
 	__u8 dst_mac[ETH_ALEN], src_mac[ETH_ALEN];
 	enum act act = ACT_SEND;
+	bool known;
 
 	if (!config)
 		return ACT_PASS;
@@ -86,6 +102,9 @@ static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage 
 		act = find_egress(ctx, v6, f, w, config->route_generation);
 	else
 		w->ifindex = f->ifindex;
+	known = act == ACT_SEND;
+	if (known)
+		act = go(w, f->dst_mac);
 	if (act == ACT_DROP || (act == ACT_RESOLVE && ON_XDP))
 		return act == ACT_DROP ? ACT_DROP : ACT_PASS;
 	if (!can_send(ctx, w->ifindex))
@@ -93,7 +112,7 @@ static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage 
 	/* Nobody is told about an error (RFC 1122, 3.2.2; RFC 4443, 2.4). */
 	if (w->packet.ttl <= 1)
 		return w->packet.kind == PACKET_ICMP ? ACT_DROP : expired(ctx, v6, w, f);
-	if (act == ACT_SEND && too_big(ctx, v6, f, w->packet.length))
+	if (known && too_big(ctx, v6, f, w->packet.length))
 		return w->packet.kind == PACKET_ICMP ? ACT_DROP : tell_too_big(ctx, v6, w, f);
 	if (f->action == FLOW_TUNNEL && !encapsulate(ctx, v6, &w->packet, f))
 		return ACT_DROP;

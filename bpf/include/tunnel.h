@@ -33,32 +33,6 @@ static __always_inline bool is_tunnelled(context_t *ctx, bool v6)
 	return (void *)(ip4 + 1) <= packet_end(ctx) && ip4->protocol == IPPROTO_IPIP;
 }
 
-/* Takes bytes away between the link header and what follows, or, when there
- * are fewer than none, makes room there.
- */
-static __always_inline bool cut(context_t *ctx, int bytes, __u64 flags)
-{
-	struct ethhdr link = {}, *eth = packet_start(ctx);
-
-	if (!ON_XDP)
-		return bpf_skb_adjust_room((struct __sk_buff *)ctx, -bytes, BPF_ADJ_ROOM_MAC,
-					   flags) == 0;
-	if (link_header) {
-		if ((void *)(eth + 1) > packet_end(ctx))
-			return false;
-		link = *eth;
-	}
-	if (bpf_xdp_adjust_head((struct xdp_md *)ctx, bytes))
-		return false;
-	if (link_header) {
-		eth = packet_start(ctx);
-		if ((void *)(eth + 1) > packet_end(ctx))
-			return false;
-		*eth = link;
-	}
-	return true;
-}
-
 /* A router takes one from what it passes on, also into a tunnel. */
 static __always_inline void take_hop(bool v6, void *ip)
 {

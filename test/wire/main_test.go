@@ -44,6 +44,7 @@ type dataplane struct {
 	loader     *loader.Loader
 	compiler   *compile.Compiler
 	reconciler *reconcile.Reconciler
+	config     reconcile.Node
 	devices    []loader.DeviceStatus
 }
 
@@ -166,14 +167,12 @@ func (s *stage) run(n *dataplane, m mode) {
 		if n.compiler == nil {
 			n.compiler = compile.New(compile.Config{Node: service.Node{Name: n.name}})
 		}
-		n.reconciler, err = reconcile.New(reconcile.Config{
-			Attach: n.loader.Attach, Wait: barrier.Wait, Adopted: adopted,
-			Node: reconcile.Node{
-				NodePortAddrs: node.Selection{}.NodePortAddrs(facts, nil),
-				Source4:       n.IPv4(), Source6: n.IPv6(),
-				Masquerade: reconcile.PortRange{First: 49152, Last: 65535},
-			},
-		})
+		n.config = reconcile.Node{
+			NodePortAddrs: node.Selection{}.NodePortAddrs(facts, nil),
+			Source4:       n.IPv4(), Source6: n.IPv6(),
+			Masquerade: reconcile.PortRange{First: 49152, Last: 65535},
+		}
+		n.reconciler, err = reconcile.New(reconcile.Config{Attach: n.loader.Attach, Wait: barrier.Wait, Adopted: adopted, Node: n.config})
 		if err != nil {
 			return err
 		}
@@ -230,6 +229,12 @@ func webService() *service.Service {
 // serve makes a Service with endpoints on the given pods, on both nodes.
 func (s *stage) serve(svc *service.Service, pods ...*world.Pod) {
 	s.t.Helper()
+	s.serveOn([]*dataplane{s.here, s.there}, svc, pods...)
+}
+
+// serveOn is serve where only some nodes know the Service.
+func (s *stage) serveOn(nodes []*dataplane, svc *service.Service, pods ...*world.Pod) {
+	s.t.Helper()
 	u := compile.Update{Services: map[service.Name]*service.Service{svc.Name: svc}, Slices: map[service.Name]*service.EndpointSlice{}}
 	for _, family := range []service.Family{service.IPv4, service.IPv6} {
 		slice := &service.EndpointSlice{
@@ -251,7 +256,7 @@ func (s *stage) serve(svc *service.Service, pods ...*world.Pod) {
 		}
 		u.Slices[slice.Name] = slice
 	}
-	for _, n := range []*dataplane{s.here, s.there} {
+	for _, n := range nodes {
 		if err := n.Do(func() error { return n.reconciler.Apply(n.compiler.Apply(u)) }); err != nil {
 			s.t.Fatal(err)
 		}

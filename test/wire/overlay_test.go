@@ -68,7 +68,7 @@ func (s *stage) overlay(m mode) {
 	}
 }
 
-func addOverlayAddr(dev *netlink.Vxlan, pods netip.Prefix) error {
+func addOverlayAddr(dev netlink.Link, pods netip.Prefix) error {
 	first := pods.Masked().Addr()
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: first.AsSlice(), Mask: net.CIDRMask(first.BitLen(), first.BitLen())}}
 	if first.Is6() {
