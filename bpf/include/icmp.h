@@ -33,13 +33,19 @@ static __always_inline __u32 inner_transport(context_t *ctx, bool v6, __u32 at, 
 		return 0;
 	if (v6) {
 		struct ipv6hdr *ip6 = ip;
+		struct fragment_header *h = (void *)(ip6 + 1);
 
 		if ((void *)(ip6 + 1) > packet_end(ctx) || ip6->version != 6)
 			return 0;
 		memcpy(&key->v6.src, &ip6->daddr, sizeof(key->v6.src));
 		memcpy(&key->v6.dst, &ip6->saddr, sizeof(key->v6.dst));
 		key->v6.proto = ip6->nexthdr;
-		return at + sizeof(*ip6);
+		if (ip6->nexthdr != NEXT_FRAGMENT)
+			return at + sizeof(*ip6);
+		if ((void *)(h + 1) > packet_end(ctx) || h->offset & bpf_htons(0xfff8))
+			return 0;
+		key->v6.proto = h->next;
+		return at + sizeof(*ip6) + sizeof(*h);
 	}
 	struct iphdr *ip4 = ip;
 

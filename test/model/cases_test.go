@@ -100,8 +100,25 @@ var cases = []struct {
 		[][]byte{request(tuple("10.1.1.9:1025", "203.0.2.13:9", SCTP)).packet(), answering(tuple("10.1.1.1:9", "172.16.0.1:1025", SCTP)).packet()}, Send, None},
 	{"SCTP in mid-flow is left to whoever knows it",
 		[][]byte{(&shape{tuple: tuple("10.1.1.9:1025", "203.0.2.13:9", SCTP), ttl: 64, flags: ACK}).packet()}, Pass, None},
+	{"a complaint about the first fragment of an answer is for who sent that",
+		[][]byte{request(tuple("[fd00:1:1::9]:1025", "[2001:db8:2::d]:80", UDP)).packet(),
+			routerSays(fragment(request(tuple("[2001:db8:2::d]:80", "[fd00:1:1::9]:1025", UDP)).carrying(1600).packet(), 7, 1400)[0][:100],
+				"[fd00:a::fe]", "[2001:db8:2::d]", 2, 0, 0, 0, 0, 0, 5, 0)}, Send, None},
+	{"a complaint about a later fragment names no flow",
+		[][]byte{request(tuple("[fd00:1:1::9]:1025", "[2001:db8:2::d]:80", UDP)).packet(),
+			routerSays(fragment(request(tuple("[2001:db8:2::d]:80", "[fd00:1:1::9]:1025", UDP)).carrying(1600).packet(), 7, 800)[1][:100],
+				"[fd00:a::fe]", "[2001:db8:2::d]", 2, 0, 0, 0, 0, 0, 5, 0)}, Pass, None},
 	{"what is malformed in a tunnel does not reach the stack",
 		[][]byte{inTunnel(longer(request(tuple(client4+":1025", "203.0.2.20:80", TCP)).packet()))}, Drop, Malformed},
+}
+
+// routerSays is a complaint about what a packet began with.
+func routerSays(about []byte, router, to string, icmp ...byte) []byte {
+	proto := uint8(ICMP)
+	if about[0]>>4 == 6 {
+		proto = ICMPv6
+	}
+	return request(tuple(router+":0", to+":0", proto)).saying(append(icmp, about...)...).packet()
 }
 
 func TestPacketsThatOnceWentWrong(t *testing.T) {

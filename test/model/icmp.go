@@ -52,6 +52,12 @@ func (m *Model) about(p *packet) (key Tuple, ports int, f *flow) {
 		}
 		src, dst = netip.AddrFrom16([16]byte(inner[8:])), netip.AddrFrom16([16]byte(inner[24:]))
 		key.Proto = inner[6]
+		if key.Proto == 44 {
+			if len(inner) < 48 || binary.BigEndian.Uint16(inner[42:])&0xfff8 != 0 {
+				return key, 0, nil
+			}
+			key.Proto, size = inner[40], 48
+		}
 	default:
 		if len(inner) < 20 || inner[0]>>4 != 4 || inner[0]&15 < 5 || binary.BigEndian.Uint16(inner[6:])&0x1fff != 0 {
 			return key, 0, nil
