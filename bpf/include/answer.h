@@ -60,7 +60,7 @@ static __always_inline void swap_link(context_t *ctx)
 static __always_inline bool resize(context_t *ctx, __u32 length)
 {
 	if (ON_XDP) {
-		__u32 have = packet_end(ctx) - packet_start(ctx);
+		__u32 have = bpf_xdp_get_buff_len((struct xdp_md *)ctx);
 
 		return bpf_xdp_adjust_tail((struct xdp_md *)ctx, (int)(length - have)) == 0;
 	}

@@ -150,6 +150,17 @@ func TestTooBigNamesThePortsBehindAFragmentHeader(t *testing.T) {
 	}
 }
 
+// What does not fit one buffer of a device comes in several.
+func TestAnErrorAboutAFrameOfSeveralBuffersQuotesItsBeginning(t *testing.T) {
+	l := newLab(t)
+	for _, proto := range []uint8{TCP, UDP} {
+		o := l.after(t, XDP, request(tuple("10.1.1.9:1025", "203.0.2.13:80", proto)).carrying(8000).packet())
+		if o.Verdict != Back || o.Reason != TooBig {
+			t.Errorf("protocol %d: %s and reason %d", proto, o.Verdict, o.Reason)
+		}
+	}
+}
+
 // The ways to endpoints are kept by the endpoints' ids, which are used again.
 func TestAnEndpointWithAFormerIDHasAWayOfItsOwn(t *testing.T) {
 	l := newLab(t)

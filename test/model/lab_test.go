@@ -50,7 +50,7 @@ type lab struct {
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	world.RequireRoot(t)
-	l := &lab{cluster: newCluster(), rate: 1 << 31, out: make([]byte, 4096)}
+	l := &lab{cluster: newCluster(), rate: 1 << 31, out: make([]byte, 1<<14)}
 	l.cpus = world.Must(ebpf.PossibleCPU())(t)
 	enterNewNamespace(t)
 	if err := l.connect(); err != nil {
