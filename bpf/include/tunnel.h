@@ -49,6 +49,8 @@ static __always_inline void take_hop(bool v6, void *ip)
 
 /* Puts a packet into another one, from this node to the endpoint of f. The flow
  * label is the client's port, so that flows may take different paths (RFC 6438).
+ * Marks of congestion (ECN) are not for the outer header: where the packet is
+ * taken out they would be lost (RFC 6040, 4.3).
  * tc makes the segments of a packet that is cut up later that much smaller.
  */
 static __always_inline bool encapsulate(context_t *ctx, bool v6, const struct packet *p,
@@ -63,9 +65,9 @@ static __always_inline bool encapsulate(context_t *ctx, bool v6, const struct pa
 		return false;
 	take_hop(v6, ip);
 	if (v6)
-		class = *(__be32 *)ip & bpf_htonl(0x0ff00000);
+		class = *(__be32 *)ip & bpf_htonl(0x0fc00000);
 	else
-		tos = ((struct iphdr *)ip)->tos;
+		tos = ((struct iphdr *)ip)->tos & 0xfc;
 	if (!cut(ctx, -(int)size,
 		 v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
 		return false;

@@ -22,7 +22,9 @@ func (p *packet) tunnelProto() uint8 {
 }
 
 // encapsulate puts a packet that is sent on into one to its endpoint. The class
-// of traffic is the packet's own, the flow label the client's port.
+// of traffic is the packet's own but for its two bits of congestion, which are
+// none because nobody looks at them where it is taken out (RFC 6040, 4.3). The
+// flow label is the client's port.
 func (p *packet) encapsulate(to Tuple) Outcome {
 	var sums []*covered
 	if !p.v6 {
@@ -32,10 +34,10 @@ func (p *packet) encapsulate(to Tuple) Outcome {
 	o := p.finish(sums)
 	outer := ipHeader(p.tunnelProto(), to.Src.Addr(), to.Dst.Addr(), p.length)
 	if p.v6 {
-		class := binary.BigEndian.Uint32(p.frame[link:]) & 0x0ff00000
+		class := binary.BigEndian.Uint32(p.frame[link:]) & 0x0fc00000
 		binary.BigEndian.PutUint32(outer, 6<<28|class|uint32(to.Src.Port()))
 	} else {
-		outer[1] = p.frame[link+1]
+		outer[1] = p.frame[link+1] & 0xfc
 		fixChecksum(outer)
 	}
 	for i := range o.Either {
