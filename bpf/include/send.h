@@ -55,12 +55,36 @@ static __always_inline __u32 overhead(bool v6, const struct flow *f)
 	return f->action == FLOW_TUNNEL ? ip_header(v6) : 0;
 }
 
-static __always_inline bool too_big(context_t *ctx, bool v6, const struct flow *f, __u32 length)
+/* The length of the packets that this one is cut into later, of which each has
+ * so many bytes of the payload; 0 when it cannot be told. A tunnel makes TCP
+ * segments that much smaller.
+ */
+static __always_inline __u32 segment_length(context_t *ctx, bool v6, const struct passage *w,
+					    const struct flow *f, __u32 payload)
 {
-	if (!f->mtu || length + overhead(v6, f) <= f->mtu)
+	struct tcp_header *tcp = packet_start(ctx) + w->packet.l4;
+	__u32 headers = w->packet.l4 - link_header;
+
+	switch (protocol(v6, &w->key)) {
+	case IPPROTO_UDP:
+		return headers + transport_size(IPPROTO_UDP) + payload + overhead(v6, f);
+	case IPPROTO_TCP:
+		if (w->packet.l4 > MAX_L4 || (void *)(tcp + 1) > packet_end(ctx))
+			return 0;
+		return headers + (tcp->offset >> 4) * 4 + payload;
+	}
+	return 0;
+}
+
+static __always_inline bool too_big(context_t *ctx, bool v6, const struct passage *w,
+				    const struct flow *f)
+{
+	__u32 payload;
+
+	if (!f->mtu || w->packet.length + overhead(v6, f) <= f->mtu)
 		return false;
-	/* What is segmented later is not one packet of this length. */
-	return ON_XDP || !((struct __sk_buff *)ctx)->gso_size;
+	payload = ON_XDP ? 0 : ((struct __sk_buff *)ctx)->gso_size;
+	return !payload || segment_length(ctx, v6, w, f, payload) > f->mtu;
 }
 
 static __always_inline enum act expired(context_t *ctx, bool v6, const struct passage *w,
@@ -112,9 +136,9 @@ static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage 
 	/* Nobody is told about an error (RFC 1122, 3.2.2; RFC 4443, 2.4). */
 	if (w->packet.ttl <= 1)
 		return w->packet.kind == PACKET_ICMP ? ACT_DROP : expired(ctx, v6, w, f);
-	if (known && too_big(ctx, v6, f, w->packet.length))
+	if (known && too_big(ctx, v6, w, f))
 		return w->packet.kind == PACKET_ICMP ? ACT_DROP : tell_too_big(ctx, v6, w, f);
-	if (f->action == FLOW_TUNNEL && !encapsulate(ctx, v6, &w->packet, f))
+	if (f->action == FLOW_TUNNEL && !encapsulate(ctx, v6, &w->packet, proto, f))
 		return ACT_DROP;
 	if (act == ACT_SEND) {
 		memcpy(dst_mac, f->dst_mac, ETH_ALEN);

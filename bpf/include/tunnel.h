@@ -51,11 +51,13 @@ static __always_inline void take_hop(bool v6, void *ip)
  * label is the client's port, so that flows may take different paths (RFC 6438).
  * Marks of congestion (ECN) are not for the outer header: where the packet is
  * taken out they would be lost (RFC 6040, 4.3).
- * tc makes the segments of a packet that is cut up later that much smaller.
+ * tc makes the TCP segments of a packet that is cut up later that much smaller;
+ * datagrams stay as they are.
  */
 static __always_inline bool encapsulate(context_t *ctx, bool v6, const struct packet *p,
-					const struct flow *f)
+					__u8 proto, const struct flow *f)
 {
+	__u64 flags = v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
 	__u32 size = ip_header(v6);
 	__be32 class = 0;
 	__u8 tos = 0;
@@ -68,8 +70,9 @@ static __always_inline bool encapsulate(context_t *ctx, bool v6, const struct pa
 		class = *(__be32 *)ip & bpf_htonl(0x0fc00000);
 	else
 		tos = ((struct iphdr *)ip)->tos & 0xfc;
-	if (!cut(ctx, -(int)size,
-		 v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
+	if (proto != IPPROTO_TCP)
+		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
+	if (!cut(ctx, -(int)size, flags))
 		return false;
 	ip = packet_start(ctx) + link_header;
 	if (ip + size > packet_end(ctx))

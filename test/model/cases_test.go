@@ -150,6 +150,33 @@ func TestTooBigNamesThePortsBehindAFragmentHeader(t *testing.T) {
 	}
 }
 
+// Packets that were merged on their way here, or are cut up later, are as large
+// as one of them.
+func TestMergedPacketsAreComparedWithThePathOneByOne(t *testing.T) {
+	l := newLab(t)
+	to := func(proto uint8) *shape {
+		return request(tuple("10.1.1.9:1025", "203.0.2.13:80", proto)).carrying(2900)
+	}
+	options := to(TCP)
+	options.words = 3
+	for _, c := range []struct {
+		shape   *shape
+		segment int
+		verdict Verdict
+	}{
+		{to(UDP), 1472, Send}, {to(UDP), 1473, Back},
+		{to(TCP), 1460, Send}, {to(TCP), 1461, Back},
+		{options, 1448, Send}, {options, 1449, Back},
+	} {
+		a := Arrival{Hook: Ingress, Device: l.cluster.Devices[0], Frame: onLink(l.cluster.Devices[0].MAC, c.shape.packet()), Segment: c.segment}
+		var got Outcome
+		l.saw = func(_ Arrival, o Outcome) { got = o }
+		if err := l.again(1, []event{{Arrival: a}}); err != nil || got.Verdict != c.verdict {
+			t.Errorf("protocol %d, %d bytes each: %s, want %s; %v", c.shape.tuple.Proto, c.segment, got.Verdict, c.verdict, err)
+		}
+	}
+}
+
 // What does not fit one buffer of a device comes in several.
 func TestAnErrorAboutAFrameOfSeveralBuffersQuotesItsBeginning(t *testing.T) {
 	l := newLab(t)

@@ -36,7 +36,7 @@ type lab struct {
 	set        *maps.Set
 	programs   [3]*ebpf.Program
 	open       []*ebpf.Collection
-	context    [48]byte
+	context    [192]byte
 	out        []byte
 	dropped    bool                   // the last packet
 	passed     bool                   // the last packet, as it came
@@ -242,6 +242,7 @@ func (l *lab) run(a Arrival) (Outcome, error) {
 		binary.NativeEndian.PutUint32(l.context[12:], a.Device.Index)
 	} else {
 		binary.NativeEndian.PutUint32(l.context[40:], a.Device.Index)
+		binary.NativeEndian.PutUint32(l.context[176:], uint32(a.Segment)) // gso_size
 	}
 	opts := ebpf.RunOptions{Data: a.Frame, DataOut: l.out, Context: l.context[:]}
 	if a.Hook == XDP {

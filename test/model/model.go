@@ -55,6 +55,9 @@ type Arrival struct {
 	Hook   Hook
 	Device *Device
 	Frame  []byte // from the link header on
+	// Segment: the packet is many that differ in their payload, of so many
+	// bytes each but the last. 0: it is one. Not on XDP.
+	Segment int
 }
 
 // Outcome is what becomes of a packet. Where a checksum may be zero, 0xffff is

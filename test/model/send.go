@@ -31,6 +31,9 @@ func (m *Model) sendOn(p *packet, f *flow, a Arrival) Outcome {
 	if f.action == tunnel {
 		limit -= p.ipSize()
 	}
+	if a.Segment > 0 {
+		length = p.headers() + a.Segment
+	}
 	// Nobody is told about an error (RFC 1122, 3.2.2; RFC 4443, 2.4).
 	switch {
 	case p.ttl <= 1 && p.form == message:
@@ -49,6 +52,14 @@ func (m *Model) sendOn(p *packet, f *flow, a Arrival) Outcome {
 		o = m.rewrite(p, f.to, true)
 	}
 	return o.by(way)
+}
+
+// headers are the bytes before the payload of a TCP segment or a UDP datagram.
+func (p *packet) headers() int {
+	if p.tuple.Proto == TCP {
+		return p.l4 - link + int(p.frame[p.l4+12]>>4)*4
+	}
+	return p.l4 - link + 8
 }
 
 // cannotSend: XDP can neither ask for a neighbour nor send by every device;

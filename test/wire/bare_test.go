@@ -43,12 +43,13 @@ const bareName = "bare0"
 // addTUN joins the nodes by two devices whose packets this process carries.
 func (s *stage) addTUN() {
 	s.t.Helper()
-	here, there := s.openTUN(s.here), s.openTUN(s.there)
+	here, there := s.openTUN(s.here, 0), s.openTUN(s.there, 0)
 	go carry(here, there)
 	go carry(there, here)
 }
 
-func (s *stage) openTUN(n *dataplane) *os.File {
+// openTUN adds a TUN device, with more flags than those that it needs.
+func (s *stage) openTUN(n *dataplane, flags uint16) *os.File {
 	s.t.Helper()
 	fd := -1
 	err := n.Do(func() (err error) {
@@ -60,7 +61,7 @@ func (s *stage) openTUN(n *dataplane) *os.File {
 		if err != nil {
 			return err
 		}
-		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | flags)
 		return unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 	})
 	file := os.NewFile(uintptr(fd), bareName)
@@ -119,7 +120,7 @@ func (n *dataplane) useBare(k bareKind, other *dataplane) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(netlink.LinkSetMTU(dev, bareMTU), netlink.LinkSetUp(dev)); err != nil {
+	if err := errors.Join(netlink.LinkSetMTU(dev, bareMTU), netlink.LinkSetUp(dev)); err != nil { // up, for routes
 		return err
 	}
 	own4, own6 := n.PodCIDRs()
@@ -132,8 +133,13 @@ func (n *dataplane) useBare(k bareKind, other *dataplane) error {
 			return err
 		}
 	}
+	return n.serveBare(dev)
+}
+
+// serveBare has traffic that comes by the device served, in the thread's namespace.
+func (n *dataplane) serveBare(dev netlink.Link) error {
 	n.config.Devices = []reconcile.Device{{Index: uint32(dev.Attrs().Index), NoLinkHeader: true}}
-	return errors.Join(n.reconciler.ApplyNode(n.config), n.attachDevices())
+	return errors.Join(netlink.LinkSetUp(dev), n.reconciler.ApplyNode(n.config), n.attachDevices())
 }
 
 // routeByBare sends to a network over the overlay, in the thread's namespace.

@@ -3,16 +3,20 @@
 package wire_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"portolan.dev/portolan/pkg/service"
+	"portolan.dev/portolan/test/kernel"
 	"portolan.dev/portolan/test/world"
 )
 
@@ -293,4 +297,63 @@ func TestMaglevPicksTheSameEndpointOnEveryNode(t *testing.T) {
 			t.Errorf("the nodes choose differently: %v and %v", first, second)
 		}
 	})
+}
+
+// Datagrams that were merged on their way in keep their size in a tunnel.
+func TestMergedDatagramsGoThroughTunnels(t *testing.T) {
+	s := newStage(t, modes[0])
+	s.serve(direct(), s.echo(s.there, "echo"))
+	tun := s.openTUN(s.here, unix.IFF_VNET_HDR)
+	if err := s.here.Do(func() error {
+		dev, err := netlink.LinkByName(bareName)
+		return errors.Join(err, s.here.serveBare(dev))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	to := netip.MustParseAddrPort("203.0.113.10:80")
+	conn, err := s.dial("udp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	from := netip.AddrPortFrom(s.host.IPv4(), uint16(conn.LocalAddr().(*net.UDPAddr).Port))
+	data := random(3000)
+	_, err = tun.Write(mergedUDP(from, to, data, 1000))
+	if series, _ := kernel.Running(); errors.Is(err, unix.EINVAL) && series == kernel.Linux6_1 {
+		t.Skip("merged datagrams by TUN devices came with Linux 6.2")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(short)); err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < len(data); at += 1000 {
+		answer := make([]byte, 2000)
+		n, err := conn.Read(answer)
+		if err != nil || !bytes.Equal(answer[:n], data[at:at+1000]) {
+			t.Fatalf("answer to the datagram at %d: %d bytes, %v", at, n, err)
+		}
+	}
+}
+
+// mergedUDP is what a TUN file takes for several datagrams of so many bytes each
+// (linux/virtio_net.h).
+func mergedUDP(from, to netip.AddrPort, data []byte, each uint16) []byte {
+	const needsChecksum, gsoUDP, ipSize, udpSize, checkAt = 1, 5, 20, 8, 6
+	b := []byte{needsChecksum, gsoUDP}
+	for _, v := range []uint16{ipSize + udpSize, each, ipSize, checkAt} {
+		b = binary.LittleEndian.AppendUint16(b, v)
+	}
+	ip := []byte{0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0}
+	ip = append(append(ip, from.Addr().AsSlice()...), to.Addr().AsSlice()...)
+	binary.BigEndian.PutUint16(ip[2:], uint16(ipSize+udpSize+len(data)))
+	setChecksum(ip, 10)
+	udp := ports(from, to)
+	binary.BigEndian.PutUint16(udp[4:], uint16(udpSize+len(data)))
+	pseudo := append([]byte{0, 17, udp[4], udp[5], 0, 0}, ip[12:]...)
+	setChecksum(pseudo, 4)
+	// The sender's part: the sum of the addresses, not its complement.
+	udp[6], udp[7] = ^pseudo[4], ^pseudo[5]
+	return append(append(append(b, ip...), udp...), data...)
 }
