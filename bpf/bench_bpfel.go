@@ -73,6 +73,7 @@ const (
 	BenchVarFrontends6Multiplier = "frontends6_multiplier"
 	BenchVarFrontends6Shift      = "frontends6_shift"
 	BenchVarHostNetnsCookie      = "host_netns_cookie"
+	BenchVarIcmpErrorRate        = "icmp_error_rate"
 	BenchVarLinkHeader           = "link_header"
 	BenchVarMasqueradeAll        = "masquerade_all"
 	BenchVarMasqueradeNear       = "masquerade_near"
@@ -189,6 +190,7 @@ type BenchVariableSpecs struct {
 	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.VariableSpec `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
@@ -302,6 +304,7 @@ type BenchVariables struct {
 	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.Variable `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`

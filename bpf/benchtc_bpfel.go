@@ -57,6 +57,7 @@ const (
 	BenchTcVarFrontends6Multiplier = "frontends6_multiplier"
 	BenchTcVarFrontends6Shift      = "frontends6_shift"
 	BenchTcVarHostNetnsCookie      = "host_netns_cookie"
+	BenchTcVarIcmpErrorRate        = "icmp_error_rate"
 	BenchTcVarLinkHeader           = "link_header"
 	BenchTcVarMasqueradeAll        = "masquerade_all"
 	BenchTcVarMasqueradeNear       = "masquerade_near"
@@ -167,6 +168,7 @@ type BenchTcVariableSpecs struct {
 	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.VariableSpec `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
@@ -280,6 +282,7 @@ type BenchTcVariables struct {
 	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.Variable `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`

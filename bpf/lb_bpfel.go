@@ -311,7 +311,8 @@ type LbNodeConfig struct {
 
 type LbPressure struct {
 	_      structs.HostLayout
-	Window uint32
+	Window uint16
+	Errors uint16
 	Count  uint32
 }
 

@@ -53,6 +53,7 @@ const (
 	TcVarFrontends6Multiplier = "frontends6_multiplier"
 	TcVarFrontends6Shift      = "frontends6_shift"
 	TcVarHostNetnsCookie      = "host_netns_cookie"
+	TcVarIcmpErrorRate        = "icmp_error_rate"
 	TcVarLinkHeader           = "link_header"
 	TcVarMasqueradeAll        = "masquerade_all"
 	TcVarMasqueradeNear       = "masquerade_near"
@@ -159,6 +160,7 @@ type TcVariableSpecs struct {
 	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.VariableSpec `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
@@ -270,6 +272,7 @@ type TcVariables struct {
 	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.Variable `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`

@@ -52,6 +52,7 @@ const (
 	XdpVarFrontends6Multiplier = "frontends6_multiplier"
 	XdpVarFrontends6Shift      = "frontends6_shift"
 	XdpVarHostNetnsCookie      = "host_netns_cookie"
+	XdpVarIcmpErrorRate        = "icmp_error_rate"
 	XdpVarLinkHeader           = "link_header"
 	XdpVarMasqueradeAll        = "masquerade_all"
 	XdpVarMasqueradeNear       = "masquerade_near"
@@ -157,6 +158,7 @@ type XdpVariableSpecs struct {
 	Frontends6Multiplier *ebpf.VariableSpec `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.VariableSpec `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.VariableSpec `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.VariableSpec `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.VariableSpec `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.VariableSpec `ebpf:"masquerade_near"`
@@ -268,6 +270,7 @@ type XdpVariables struct {
 	Frontends6Multiplier *ebpf.Variable `ebpf:"frontends6_multiplier"`
 	Frontends6Shift      *ebpf.Variable `ebpf:"frontends6_shift"`
 	HostNetnsCookie      *ebpf.Variable `ebpf:"host_netns_cookie"`
+	IcmpErrorRate        *ebpf.Variable `ebpf:"icmp_error_rate"`
 	LinkHeader           *ebpf.Variable `ebpf:"link_header"`
 	MasqueradeAll        *ebpf.Variable `ebpf:"masquerade_all"`
 	MasqueradeNear       *ebpf.Variable `ebpf:"masquerade_near"`

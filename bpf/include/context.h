@@ -37,6 +37,9 @@ const volatile bool masquerade_near = false;
 /* New flows a CPU may write in a window of 2^24 ns (16.8 ms). */
 const volatile __u32 new_flow_rate = 2000;
 
+/* ICMP errors that a CPU may send in such a window: 1,900 a second. */
+const volatile __u32 icmp_error_rate = 32;
+
 /* What a packet's way through us ends in. */
 enum act {
 	ACT_PASS, /* to the stack, or to the next program */

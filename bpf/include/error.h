@@ -112,7 +112,8 @@ static __always_inline enum act tunnel_too_big(context_t *ctx, bool v6, struct p
 	if (ON_XDP && (act == ACT_RESOLVE || !can_send(ctx, w->ifindex)))
 		return ACT_PASS;
 	count_refusal(REASON_TOO_BIG, frontend, backend);
-	if (!cut(ctx, sizeof(struct icmp_header) + 2 * size, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	if (!may_complain() ||
+	    !cut(ctx, sizeof(struct icmp_header) + 2 * size, BPF_F_ADJ_ROOM_FIXED_GSO) ||
 	    !make_error(ctx, v6, 8, v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
 			v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu - size))
 		return ACT_DROP;

@@ -117,19 +117,37 @@ static __always_inline bool link_local(const struct address *a)
 	return (bpf_ntohl(a->w[0]) & 0xffc00000) == 0xfe800000;
 }
 
+/* What this CPU did in the present window. */
+static __always_inline struct pressure *pressure_now(void)
+{
+	__u16 window = bpf_ktime_get_coarse_ns() >> 24;
+	__u32 zero = 0;
+	struct pressure *p = bpf_map_lookup_elem(&pressure, &zero);
+
+	if (p && p->window != window)
+		*p = (struct pressure){ .window = window };
+	return p;
+}
+
 /* Counts new flows of this CPU; true when there are too many to write down. */
 static __always_inline bool flooded(void)
 {
-	__u32 zero = 0, window = bpf_ktime_get_coarse_ns() >> 24;
-	struct pressure *p = bpf_map_lookup_elem(&pressure, &zero);
+	struct pressure *p = pressure_now();
 
-	if (!p)
-		return true;
-	if (p->window != window) {
-		p->window = window;
-		p->count = 0;
-	}
-	return ++p->count > new_flow_rate;
+	return !p || ++p->count > new_flow_rate;
+}
+
+/* Counts ICMP errors of this CPU; false when there were enough: whoever claims
+ * an address of others should not have them flooded (RFC 4443, 2.4).
+ */
+static __always_inline bool may_complain(void)
+{
+	struct pressure *p = pressure_now();
+
+	if (!p || p->errors >= icmp_error_rate)
+		return false;
+	p->errors++;
+	return true;
 }
 
 /* Counts a packet that may be written down, unless that was done. */

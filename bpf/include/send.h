@@ -87,14 +87,21 @@ static __always_inline bool too_big(context_t *ctx, bool v6, const struct passag
 	return !payload || segment_length(ctx, v6, w, f, payload) > f->mtu;
 }
 
+/* Answers a packet by an error; there may have been too many. */
+static __always_inline enum act complain(context_t *ctx, bool v6, const struct passage *w,
+					 __u8 type, __u8 code, __u32 mtu)
+{
+	if (may_complain() &&
+	    answer_error(ctx, v6, &w->packet, protocol(v6, &w->key), type, code, mtu))
+		return ACT_BACK;
+	return ACT_DROP;
+}
+
 static __always_inline enum act expired(context_t *ctx, bool v6, const struct passage *w,
 					const struct flow *f)
 {
 	count_refusal(REASON_TTL, f->frontend, f->backend);
-	return answer_error(ctx, v6, &w->packet, protocol(v6, &w->key),
-			    v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0) ?
-		       ACT_BACK :
-		       ACT_DROP;
+	return complain(ctx, v6, w, v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0);
 }
 
 static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const struct passage *w,
@@ -103,11 +110,8 @@ static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const stru
 	__u32 mtu = f->mtu - overhead(v6, f);
 
 	count_refusal(REASON_TOO_BIG, f->frontend, f->backend);
-	return answer_error(ctx, v6, &w->packet, protocol(v6, &w->key),
-			    v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
-			    v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu) ?
-		       ACT_BACK :
-		       ACT_DROP;
+	return complain(ctx, v6, w, v6 ? ICMP6_TOO_BIG : ICMP_UNREACHABLE,
+			v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu);
 }
 
 /* Rewrites a packet that is sent on past the stack. */

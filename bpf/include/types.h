@@ -469,10 +469,11 @@ struct tunnel_end_key {
 };
 _Static_assert(sizeof(struct tunnel_end_key) == 20, "no hidden padding");
 
-/* New flows of one CPU within a window of 2^24 ns. */
+/* What one CPU did within a window of 2^24 ns. */
 struct pressure {
-	__u32 window;
-	__u32 count;
+	__u16 window;
+	__u16 errors; /* ICMP errors sent */
+	__u32 count; /* new flows */
 };
 
 /* Refused packets by what was refused; written on that path only. */

@@ -10,16 +10,10 @@
 
 static __always_inline enum act refuse(context_t *ctx, bool v6, const struct passage *w)
 {
-	__u8 proto = protocol(v6, &w->key);
-	bool made;
-
-	if (proto == IPPROTO_TCP)
-		made = make_reset(ctx, v6, &w->packet);
-	else
-		made = answer_error(ctx, v6, &w->packet, proto,
-				    v6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE,
-				    v6 ? ICMP6_PORT_UNREACHABLE : ICMP_PORT_UNREACHABLE, 0);
-	return made ? ACT_BACK : ACT_DROP;
+	if (protocol(v6, &w->key) == IPPROTO_TCP)
+		return make_reset(ctx, v6, &w->packet) ? ACT_BACK : ACT_DROP;
+	return complain(ctx, v6, w, v6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE,
+			v6 ? ICMP6_PORT_UNREACHABLE : ICMP_PORT_UNREACHABLE, 0);
 }
 
 static __always_inline enum act first_packet(context_t *ctx, bool v6, struct passage *w, bool syn)

@@ -95,7 +95,7 @@ struct {
 	__type(value, __u32);
 } tunnel_ends SEC(".maps");
 
-/* The one entry counts new flows of each CPU. Written here. */
+/* The one entry counts new flows and ICMP errors of each CPU. Written here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

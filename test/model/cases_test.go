@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"portolan.dev/portolan/test/world"
 )
@@ -184,6 +185,33 @@ func TestAnErrorAboutAFrameOfSeveralBuffersQuotesItsBeginning(t *testing.T) {
 		o := l.after(t, XDP, request(tuple("10.1.1.9:1025", "203.0.2.13:80", proto)).carrying(8000).packet())
 		if o.Verdict != Back || o.Reason != TooBig {
 			t.Errorf("protocol %d: %s and reason %d", proto, o.Verdict, o.Reason)
+		}
+	}
+}
+
+// Whoever claims an address of others must not have them flooded with errors. The
+// model knows no time, so it is not asked.
+func TestErrorsAreLimitedInTime(t *testing.T) {
+	l := newLab(t)
+	l.errorRate = 2
+	if err := l.load(l.set); err != nil {
+		t.Fatal(err)
+	}
+	frame := onLink(l.cluster.Devices[0].MAC, request(tuple(client4+":1025", web4+":81", UDP)).packet())
+	for _, hook := range []Hook{XDP, Ingress} {
+		sent, answered, begin := 0, 0, time.Now()
+		for ; time.Since(begin) < 100*time.Millisecond; sent++ {
+			o, err := l.run(Arrival{Hook: hook, Device: l.cluster.Devices[0], Frame: frame})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if o.Verdict == Send {
+				answered++
+			}
+		}
+		windows := int(time.Since(begin)>>24) + 2
+		if limit := 2 * l.cpus * windows; answered == 0 || answered > limit {
+			t.Errorf("%s: %d of %d answered, want at most %d", hook, answered, sent, limit)
 		}
 	}
 }

@@ -44,13 +44,14 @@ type lab struct {
 	saw        func(Arrival, Outcome) // what became of each packet; may be nil
 	cpus       int
 	rate       uint32            // of new flows, above which nothing is written
+	errorRate  uint32            // ICMP errors of a CPU in 16.8 ms
 	before     [SCTPPort + 1]int // counted, up to the last packet
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	world.RequireRoot(t)
-	l := &lab{cluster: newCluster(), rate: 1 << 31, out: make([]byte, 1<<14)}
+	l := &lab{cluster: newCluster(), rate: 1 << 31, errorRate: 1 << 31, out: make([]byte, 1<<14)}
 	l.cpus = world.Must(ebpf.PossibleCPU())(t)
 	enterNewNamespace(t)
 	if err := l.connect(); err != nil {
@@ -211,6 +212,7 @@ func (l *lab) load(set *maps.Set) error {
 		err = errors.Join(
 			set.SetConstants(spec),
 			spec.Variables["new_flow_rate"].Set(l.rate),
+			spec.Variables["icmp_error_rate"].Set(l.errorRate),
 			spec.Variables["masquerade_all"].Set(l.cluster.MasqueradeAll),
 			spec.Variables["masquerade_near"].Set(l.cluster.MasqueradeAll),
 		)
