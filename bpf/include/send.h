@@ -114,6 +114,15 @@ static __always_inline enum act tell_too_big(context_t *ctx, bool v6, const stru
 			v6 ? 0 : ICMP_FRAGMENTATION_NEEDED, mtu);
 }
 
+/* The packet cannot become what it should. Counted by reason only: there is no
+ * room on the stack for a refusal's key (Linux 6.1).
+ */
+static __always_inline enum act misfit(void)
+{
+	count(REASON_MALFORMED);
+	return ACT_DROP;
+}
+
 /* Rewrites a packet that is sent on past the stack. */
 static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage *w,
 					struct flow *f)
@@ -143,16 +152,16 @@ static __always_inline enum act send_on(context_t *ctx, bool v6, struct passage 
 	if (known && too_big(ctx, v6, w, f))
 		return w->packet.kind == PACKET_ICMP ? ACT_DROP : tell_too_big(ctx, v6, w, f);
 	if (f->action == FLOW_TUNNEL && !encapsulate(ctx, v6, &w->packet, proto, f))
-		return ACT_DROP;
+		return misfit();
 	if (act == ACT_SEND) {
 		memcpy(dst_mac, f->dst_mac, ETH_ALEN);
 		memcpy(src_mac, f->src_mac, ETH_ALEN);
 		if (!rewrite_link(ctx, dst_mac, src_mac))
-			return ACT_DROP;
+			return misfit();
 	}
 	if (f->action == FLOW_TUNNEL)
 		return act;
-	return rewrite(ctx, v6, &w->packet, proto, f, true) ? act : ACT_DROP;
+	return rewrite(ctx, v6, &w->packet, proto, f, true) ? act : misfit();
 }
 
 /* Does what the entry of an incoming packet says. */
@@ -161,8 +170,9 @@ static __always_inline enum act carry_out(context_t *ctx, bool v6, struct passag
 {
 	switch (f->action) {
 	case FLOW_DELIVER:
-		return rewrite(ctx, v6, &w->packet, protocol(v6, &w->key), f, false) ? ACT_PASS :
-										      ACT_DROP;
+		if (!rewrite(ctx, v6, &w->packet, protocol(v6, &w->key), f, false))
+			return misfit();
+		return ACT_PASS;
 	case FLOW_FORWARD:
 	case FLOW_RETURN:
 	case FLOW_TUNNEL:

@@ -510,7 +510,7 @@ enum reason {
 	REASON_TTL = 10, /* expired: time exceeded is sent */
 	REASON_TOO_BIG = 11, /* larger than the path: packet too big is sent */
 	REASON_FRAGMENT = 12, /* came before the first of its datagram: left alone */
-	REASON_MALFORMED = 13, /* cut short or inconsistent: left to the stack */
+	REASON_MALFORMED = 13, /* cut short or inconsistent: left to the stack, or, if found late, dropped */
 	REASON_SPOOFED = 14, /* claims this node's or no unicast address: dropped */
 	REASON_FLOW_TABLE_FULL = 15, /* served without state of its own */
 	REASON_SCTP_PORT = 16, /* SCTP would need another port: dropped */

@@ -6,6 +6,7 @@ package model
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -175,6 +176,25 @@ func TestMergedPacketsAreComparedWithThePathOneByOne(t *testing.T) {
 		if err := l.again(1, []event{{Arrival: a}}); err != nil || got.Verdict != c.verdict {
 			t.Errorf("protocol %d, %d bytes each: %s, want %s; %v", c.shape.tuple.Proto, c.segment, got.Verdict, c.verdict, err)
 		}
+	}
+}
+
+// The kernel makes no room in merged packets of a kind that it does not know, as
+// those of a test run are.
+func TestWhatCannotBePutIntoATunnelIsCounted(t *testing.T) {
+	l := newLab(t)
+	before := world.Must(l.reasons())(t)
+	dropped := 0
+	for port := range 32 { // of which about half are for the endpoint elsewhere
+		from := fmt.Sprintf("%s:%d", client4, 1025+port)
+		frame := onLink(l.cluster.Devices[0].MAC, request(tuple(from, "203.0.2.21:80", TCP)).carrying(2000).packet())
+		if world.Must(l.run(Arrival{Hook: Ingress, Device: l.cluster.Devices[0], Frame: frame, Segment: 500}))(t).Verdict == Drop {
+			dropped++
+		}
+	}
+	after := world.Must(l.reasons())(t)
+	if counted := after[Malformed] - before[Malformed]; dropped == 0 || counted != dropped {
+		t.Errorf("%d dropped, %d counted", dropped, counted)
 	}
 }
 
