@@ -49,12 +49,6 @@ enum act {
 	ACT_BACK, /* became an answer to its sender: out where it came in */
 };
 
-/* A verdict, and where to. */
-struct verdict {
-	enum act act;
-	__u32 ifindex;
-};
-
 /* Written as the instruction they are: the compiler likes to keep ctx + offset
  * in a register, and the verifier takes an unmodified ctx only.
  */

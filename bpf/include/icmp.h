@@ -29,7 +29,7 @@ static __always_inline __u32 inner_transport(context_t *ctx, bool v6, __u32 at, 
 {
 	void *ip = packet_start(ctx) + at;
 
-	if (at > 1024)
+	if (at > MAX_L4)
 		return 0;
 	if (v6) {
 		struct ipv6hdr *ip6 = ip;
@@ -158,7 +158,7 @@ static __always_inline bool translate_error(context_t *ctx, bool v6, const struc
 	} else {
 		ip4->saddr = new_src.w[3];
 		ip4->daddr = new_dst.w[3];
-		ip4->check = adjusted(ip4->check, (__u64)fold(outer) + (hop ? 0xfffe : 0));
+		ip4->check = adjusted(ip4->check, (__u64)fold(outer) + (hop ? TTL_DELTA : 0));
 		ip4->ttl -= hop;
 	}
 	icmp = packet_start(ctx) + p->l4;

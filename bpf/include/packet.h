@@ -46,6 +46,10 @@ union tuple_key {
 #define IP_MF 0x2000
 #define IP_DF 0x4000
 
+/* TTL and protocol stand in one 16-bit word, TTL in its first byte: one less
+ * of it, as the little-endian machines that we run on see the word.
+ */
+#define TTL_DELTA 0xfffe
 
 #ifndef IPPROTO_SCTP
 #define IPPROTO_SCTP 132

@@ -5,11 +5,6 @@
 
 #include "flow.h"
 
-/* TTL and protocol stand in one 16-bit word, TTL in its first byte: one less
- * of it, as the little-endian machines that we run on see the word.
- */
-#define TTL_DELTA 0xfffe
-
 /* The IP header: new addresses, and one hop less for what is sent on. Returns
  * whether the packet still is what it was parsed as.
  */

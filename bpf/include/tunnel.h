@@ -15,7 +15,6 @@
 #ifndef IPPROTO_IPV6
 #define IPPROTO_IPV6 41
 #endif
-#define TUNNEL_TTL 64
 
 static __always_inline __u32 ip_header(bool v6)
 {
@@ -43,7 +42,7 @@ static __always_inline void take_hop(bool v6, void *ip)
 		ip6->hop_limit--;
 		return;
 	}
-	ip4->check = adjusted(ip4->check, 0xfffe);
+	ip4->check = adjusted(ip4->check, TTL_DELTA);
 	ip4->ttl--;
 }
 
