@@ -193,7 +193,7 @@ func TestEndpointsBehindAnOverlayWithoutLinkHeadersAreReached(t *testing.T) {
 			s.serve(svc, s.near[0], s.far[0])
 			for name, addr := range s.carried(k) {
 				for _, proto := range []string{"tcp", "udp"} {
-					report := world.Must(s.client.DialMany(proto, addr, 10))(t)
+					report := world.Must(s.client.DialMany(proto, addr, 20))(t)
 					if report.Failed > 0 || len(report.Backends) != 2 {
 						t.Fatalf("%s %s, mode %d: %d failed, answers %v, first failure %+v", name, proto, forwarding, report.Failed, report.Backends, report.Failures)
 					}
