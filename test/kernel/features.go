@@ -5,6 +5,8 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"net"
+	"runtime"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -28,12 +30,13 @@ var (
 	SockDestroy = Feature{"bpf_sock_destroy", since6_12, kfunc("bpf_sock_destroy")}
 	SCTP        = Feature{"SCTP sockets", debian, haveSCTP}
 	XDPFeatures = Feature{"XDP features of devices", since6_12, haveXDPFeatures}
+	IPIP        = Feature{"ipip devices", debian, haveIPIP}
 	Conntrack   = Feature{"connection tracking", debian, haveConntrack}
 )
 
 // Features are all of the table.
 func Features() []Feature {
-	return []Feature{TCX, SockDestroy, SCTP, XDPFeatures, Conntrack}
+	return []Feature{TCX, SockDestroy, SCTP, XDPFeatures, IPIP, Conntrack}
 }
 
 var (
@@ -101,6 +104,21 @@ func haveSCTP() error {
 func haveXDPFeatures() error {
 	_, err := netlink.GenlFamilyGet("netdev")
 	return unsupported(err, unix.ENOENT)
+}
+
+// haveIPIP adds a device in a namespace of its own, which goes with the thread.
+func haveIPIP() error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("make a network namespace: %w", err)
+			return
+		}
+		done <- unsupported(netlink.LinkAdd(&netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: "probe"},
+			Local: net.IPv4(192, 0, 2, 1), Remote: net.IPv4(192, 0, 2, 2)}), unix.EOPNOTSUPP)
+	}()
+	return <-done
 }
 
 // haveConntrack asks for one of the tables, which loads the module: there are no
