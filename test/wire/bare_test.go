@@ -27,15 +27,14 @@ const bareMTU = 1480
 type bareKind struct {
 	name string
 	six  bool // carries IPv6, too
-	need *kernel.Feature
 	add  func(s *stage)
 	// hop is the gateway of routes by the device.
 	hop func(other *dataplane) netip.Addr
 }
 
 var bareKinds = []bareKind{
-	{"tun", true, nil, (*stage).addTUN, func(*dataplane) netip.Addr { return netip.Addr{} }},
-	{"ipip", false, &kernel.IPIP, (*stage).addIPIP, func(other *dataplane) netip.Addr { return other.IPv4() }},
+	{"tun", true, (*stage).addTUN, func(*dataplane) netip.Addr { return netip.Addr{} }},
+	{"ipip", false, (*stage).addIPIP, func(other *dataplane) netip.Addr { return other.IPv4() }},
 }
 
 const bareName = "bare0"
@@ -90,6 +89,7 @@ func carry(from, to *os.File) {
 // other end.
 func (s *stage) addIPIP() {
 	s.t.Helper()
+	kernel.Need(s.t, kernel.IPIP)
 	for _, n := range []*dataplane{s.here, s.there} {
 		if err := n.Do(func() error {
 			return netlink.LinkAdd(&netlink.Iptun{LinkAttrs: netlink.LinkAttrs{Name: bareName}, Local: n.IPv4().AsSlice()})
@@ -170,9 +170,6 @@ func forBareKinds(t *testing.T, test func(t *testing.T, s *stage, k bareKind)) {
 	for _, k := range bareKinds {
 		for _, m := range []mode{modes[0], modes[1], modes[3]} {
 			t.Run(k.name+", "+m.name, func(t *testing.T) {
-				if k.need != nil {
-					kernel.Need(t, *k.need)
-				}
 				t.Parallel()
 				s := newStage(t, m)
 				s.bareOverlay(k)
