@@ -155,11 +155,15 @@ func wireTables(others int) (*dataplane, error) {
 	return d, errors.Join(err, resolved(d.reconciler.Tables()))
 }
 
+// neighbour is who everything is sent to: without one the kernel would have to
+// find it.
+var neighbour = [6]uint8{2, 0, 0, 0, 0, 1}
+
 // resolved makes every next hop known, as after a first packet to each.
 func resolved(set *maps.Set) error {
 	generation := set.WireConfig.Load(0).RouteGeneration
 	for name, source := range map[string]string{maps.NextHops4: "10.0.0.1", maps.NextHops6: "fd00:1::ff"} {
-		hop := bpf.LbNextHop{RouteGeneration: generation, Ifindex: 1, Mtu: 1500, Source: maps.Addr16(netip.MustParseAddr(source))}
+		hop := bpf.LbNextHop{RouteGeneration: generation, Ifindex: 1, DstMac: neighbour, Mtu: 1500, Source: maps.Addr16(netip.MustParseAddr(source))}
 		m := set.Map(name)
 		for id := range m.MaxEntries() {
 			hop.BackendGeneration = uint16(set.Backends4.At(id).Generation)
@@ -386,6 +390,7 @@ func (l *lane) answers(measured func(string, [80]byte, uint32, uint32) error) er
 		// The way back to the client is known, as after a first answer.
 		binary.NativeEndian.PutUint32(value[24:], 1) // route generation
 		binary.NativeEndian.PutUint32(value[28:], 1) // device
+		copy(value[32:], neighbour[:])
 		if err := l.flows.Put(key, value); err != nil {
 			return err
 		}

@@ -168,7 +168,7 @@ func (s *stage) carried(k bareKind) map[string]string {
 
 func forBareKinds(t *testing.T, test func(t *testing.T, s *stage, k bareKind)) {
 	for _, k := range bareKinds {
-		for _, m := range []mode{modes[0], modes[1], modes[3]} {
+		for _, m := range some(t, modes[0], modes[1], modes[3]) {
 			t.Run(k.name+", "+m.name, func(t *testing.T) {
 				t.Parallel()
 				s := newStage(t, m)

@@ -41,10 +41,7 @@ func (s *stage) hammered(change func()) {
 }
 
 func TestNothingFailsWhileTheAgentIsReplaced(t *testing.T) {
-	for _, m := range modes {
-		if testing.Short() && m != modes[0] {
-			continue // under emulation loading programs takes most of the time
-		}
+	for _, m := range some(t, modes...) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			s := newStage(t, m)

@@ -16,6 +16,7 @@ package wire_test
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"os"
 	"reflect"
@@ -71,6 +72,22 @@ var modes = []mode{
 	{"clsact", loader.XDPDisabled, false},
 	{"xdp generic", loader.XDPGeneric, true},
 	{"xdp native", loader.XDPNative, true},
+}
+
+// some are the modes that a test runs in: all, or in short one, another one on
+// the oldest kernel than on later ones. Emulated guests run in short: there a
+// test takes about as long as its programs take to load.
+func some(t *testing.T, all ...mode) []mode {
+	if !testing.Short() {
+		return all
+	}
+	hash := fnv.New32a()
+	hash.Write([]byte(t.Name()))
+	at := int(hash.Sum32())
+	if series, _ := kernel.Running(); series == kernel.Linux6_1 {
+		at++
+	}
+	return all[at%len(all):][:1]
 }
 
 // serves is what has to serve the nodes' uplinks in this mode.

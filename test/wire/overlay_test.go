@@ -101,7 +101,7 @@ func routeOver(dev *netlink.Vxlan, pods netip.Prefix, mac net.HardwareAddr) erro
 // direct server return, leave the other node by its uplink.
 func TestEndpointsBehindAVXLANOverlayAreReached(t *testing.T) {
 	for name, forwarding := range map[string]service.Forwarding{"masqueraded": service.SNAT, "dsr": service.DSR} {
-		for _, m := range append(modes[:3:3], mode{"xdp best-effort", loader.XDPBestEffort, true}) {
+		for _, m := range some(t, append(modes[:3:3], mode{"xdp best-effort", loader.XDPBestEffort, true})...) {
 			t.Run(m.name+", "+name, func(t *testing.T) {
 				t.Parallel()
 				s := newStage(t, m)

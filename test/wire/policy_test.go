@@ -14,7 +14,7 @@ import (
 
 // both runs a test through tc alone and with XDP before it.
 func both(t *testing.T, test func(t *testing.T, s *stage)) {
-	for _, m := range []mode{modes[0], modes[3]} {
+	for _, m := range some(t, modes[0], modes[3]) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			test(t, newStage(t, m))

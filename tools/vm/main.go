@@ -40,7 +40,7 @@ func main() {
 	flag.StringVar(&o.root, "C", ".", "directory of the repository")
 	flag.StringVar(&o.pattern, "run", "", "run only tests that match this expression")
 	flag.StringVar(&o.memory, "memory", "3072", "MiB of the guest")
-	flag.DurationVar(&o.limit, "timeout", 40*time.Minute, "how long the guest may run")
+	flag.DurationVar(&o.limit, "timeout", 45*time.Minute, "how long the guest may run")
 	flag.BoolVar(&o.console, "console", false, "show the kernel's log in full")
 	flag.Parse()
 	o.series, o.suites = strings.Split(*series, ","), choose(flag.Args())
