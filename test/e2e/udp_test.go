@@ -221,7 +221,11 @@ func alternate(addrs string) error {
 			answers[addr] = string(buffer[:n])
 		}
 	}
-	return together(conn, strings.Fields(addrs))
+	all := strings.Fields(addrs)
+	if answers[all[0]] == answers[all[1]] {
+		return nil // three draws of three gave the same: then answers look alike
+	}
+	return together(conn, all)
 }
 
 // together asks the first address, the second and the first again before it
