@@ -109,24 +109,30 @@ func portsAreUsedAgain(t *testing.T, proto string) {
 		const ports = 32
 		s.masqueradeBy(reconcile.PortRange{First: 50000, Last: 50000 + ports - 1})
 		s.serve(webService(), s.far[0])
-		const addr = "203.0.113.10:80"
-		for s.count("masquerade-ports") == 0 { // until all are taken
-			if _, err := s.client.DialMany(proto, addr, ports, world.Timeout(impatient)); err != nil {
-				t.Fatal(err)
+		for _, addr := range published {
+			dial := func(flows int) (failed int, err error) {
+				report, err := s.client.DialMany(proto, addr, flows, world.Timeout(impatient))
+				return report.Failed, err
 			}
-		}
-		if s.count("masquerade-ports") == 0 {
-			t.Error("nobody was refused a port")
-		}
-		err := world.Wait(15*short, func() error {
-			report, err := s.client.DialMany(proto, addr, ports/2, world.Timeout(impatient))
-			if err == nil && report.Failed > 0 {
-				err = fmt.Errorf("%d of %d failed", report.Failed, report.Total)
+			before, tries := s.count("masquerade-ports"), 0
+			for s.count("masquerade-ports") == before { // until all are taken
+				if _, err := dial(ports); err != nil {
+					t.Fatal(err)
+				}
+				if tries++; tries == 4 {
+					t.Fatalf("%s: %d flows one after the other were served by %d ports", addr, tries*ports, ports)
+				}
 			}
-			return nil
-		})
-		if err != nil {
-			t.Error(err)
+			err := world.Wait(15*short, func() error {
+				failed, err := dial(ports / 2)
+				if err == nil && failed > 0 {
+					err = fmt.Errorf("%s: %d of %d flows found no port", addr, failed, ports/2)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }
