@@ -14,7 +14,6 @@ import (
 	"portolan.dev/portolan/maps"
 	"portolan.dev/portolan/pkg/api"
 	"portolan.dev/portolan/pkg/compile"
-	"portolan.dev/portolan/pkg/reconcile"
 	"portolan.dev/portolan/pkg/service"
 )
 
@@ -156,14 +155,14 @@ func (a *Agent) Tables() api.Tables {
 	for _, c := range n.ServiceCIDRs {
 		t.ServiceCIDRs = append(t.ServiceCIDRs, c.String())
 	}
-	t.Owners = a.owners(&n)
+	t.Owners = a.owners(n.Own())
 	slices.Sort(t.NodeAddrs)
 	return t
 }
 
 // owners tells what the addresses of all frontends are, from what was compiled
 // alone: portolan verify compares it with what was written.
-func (a *Agent) owners(n *reconcile.Node) []string {
+func (a *Agent) owners(own map[netip.Addr]bool) []string {
 	owner := map[netip.Addr]uint32{}
 	for p := range a.compiler.Ports() {
 		for _, f := range p.Frontends {
@@ -176,7 +175,7 @@ func (a *Agent) owners(n *reconcile.Node) []string {
 				value = maps.AddressElsewhere
 			case f.Kind == compile.ClusterIP:
 				value = maps.AddressOurs
-			case n.Has(addr):
+			case own[addr]:
 				continue
 			}
 			// Who has an address for more than publishing it comes first.

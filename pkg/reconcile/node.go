@@ -18,8 +18,8 @@ type Node struct {
 	// Addresses are all that this node has: what no Service has on them is the
 	// node's own, also where an external IP is one of them.
 	Addresses []netip.Addr
-	// NodePortAddrs, of them, serve NodePorts; those with true do so only for sockets of
-	// the node's own network namespace (loopback).
+	// NodePortAddrs, of them, serve NodePorts; those with true do so only for
+	// sockets of the node's own network namespace (loopback).
 	NodePortAddrs map[netip.Addr]bool
 	// ServiceCIDRs: an address inside that no Service has is refused. At most
 	// MaxServiceCIDRs are used.
@@ -132,10 +132,17 @@ func (r *Reconciler) applyNodeAddrs(want map[netip.Addr]bool) error {
 	return errors.Join(errs...)
 }
 
-// Has tells whether an address is this node's.
-func (n *Node) Has(addr netip.Addr) bool {
-	_, serves := n.NodePortAddrs[addr]
-	return serves || slices.Contains(n.Addresses, addr)
+// Own is the set of this node's addresses. There may be as many as Services: some
+// proxies give the node every ClusterIP.
+func (n *Node) Own() map[netip.Addr]bool {
+	own := make(map[netip.Addr]bool, len(n.Addresses))
+	for _, addr := range n.Addresses {
+		own[addr] = true
+	}
+	for addr := range n.NodePortAddrs {
+		own[addr] = true
+	}
+	return own
 }
 
 // applyAddresses notes which addresses are this node's: what is not a Service's
@@ -147,14 +154,12 @@ func (r *Reconciler) applyAddresses(n *Node) error {
 		u.node = here
 		errs = append(errs, r.ownerChanged(addr, u, before, had))
 	}
-	for addr := range n.NodePortAddrs {
-		note(addr, r.address(addr), true)
-	}
-	for _, addr := range n.Addresses {
+	own := n.Own()
+	for addr := range own {
 		note(addr, r.address(addr), true)
 	}
 	for addr, u := range r.addresses {
-		if u.node && !n.Has(addr) {
+		if u.node && !own[addr] {
 			note(addr, u, false)
 		}
 	}
