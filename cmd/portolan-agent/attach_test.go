@@ -77,19 +77,28 @@ func (s *stage) serves() {
 	})
 }
 
+// notAttached is in the log once for every try.
+const notAttached = "attach cgroup/connect4"
+
 func TestAnAgentThatCannotAttachTriesAgain(t *testing.T) {
 	t.Parallel()
 	s := newStageWithout(t, nodeManifest+dnsService+storeService(32100)+storeSlice("here"))
 	release := s.occupy()
 	s.start("--healthz-bind-address", "0.0.0.0:10256")
 	world.Eventually(t, func() error {
-		if !strings.Contains(s.agent.Output(), "attach cgroup/connect4") {
+		if !strings.Contains(s.agent.Output(), notAttached) {
 			return fmt.Errorf("the log does not say what cannot be attached")
 		}
 		return nil
 	})
 	s.touchNetwork()
-	time.Sleep(5 * time.Second) // long enough for two tests of the dataplane
+	tried := strings.Count(s.agent.Output(), notAttached)
+	s.wait(func() error { // for longer than two tests of the dataplane take
+		if n := strings.Count(s.agent.Output(), notAttached) - tried; n < 5 {
+			return fmt.Errorf("tried %d times more", n)
+		}
+		return nil
+	})
 	if r := s.eventually(probes, "/readyz", 503).report(t); len(r.Reasons) == 0 {
 		t.Errorf("/readyz says %+v", r)
 	}
@@ -114,7 +123,12 @@ func TestAServiceThatCannotBeWrittenLeavesDevicesServed(t *testing.T) {
 	// Others that can be written mend nothing.
 	for i := range 3 {
 		s.write("dns.yaml", strings.ReplaceAll(strings.ReplaceAll(dnsService, ": dns", fmt.Sprint(": dns", i)), "96::10", fmt.Sprint("96::2", i)))
-		time.Sleep(time.Second)
+		s.wait(func() error {
+			if !strings.Contains(s.agent.Output(), fmt.Sprintf("/dns%d ", i)) {
+				return fmt.Errorf("the log does not say that dns%d changed", i)
+			}
+			return nil
+		})
 	}
 	if strings.Contains(s.agent.Output(), "mended: write service port") {
 		t.Error("the log says that it is mended")

@@ -31,12 +31,13 @@ var (
 	SCTP        = Feature{"SCTP sockets", debian, haveSCTP}
 	XDPFeatures = Feature{"XDP features of devices", since6_12, haveXDPFeatures}
 	IPIP        = Feature{"ipip devices", debian, haveIPIP}
+	MergedUDP   = Feature{"merged datagrams of TUN devices", since6_12, haveMergedUDP}
 	Conntrack   = Feature{"connection tracking", debian, haveConntrack}
 )
 
 // Features are all of the table.
 func Features() []Feature {
-	return []Feature{TCX, SockDestroy, SCTP, XDPFeatures, IPIP, Conntrack}
+	return []Feature{TCX, SockDestroy, SCTP, XDPFeatures, IPIP, MergedUDP, Conntrack}
 }
 
 var (
@@ -119,6 +120,26 @@ func haveIPIP() error {
 			Local: net.IPv4(192, 0, 2, 1), Remote: net.IPv4(192, 0, 2, 2)}), unix.EOPNOTSUPP)
 	}()
 	return <-done
+}
+
+// haveMergedUDP: a TUN device takes them since 6.2, and says so of its offloads.
+// The device goes with its file.
+func haveMergedUDP() error {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unsupported(err, unix.ENOENT, unix.ENODEV)
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("probe%d")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		return err
+	}
+	const checksum, udp4, udp6 = 0x1, 0x20, 0x40 // TUN_F_* of linux/if_tun.h
+	return unsupported(unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, checksum|udp4|udp6), unix.EINVAL)
 }
 
 // haveConntrack asks for one of the tables, which loads the module: there are no
