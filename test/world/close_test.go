@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -172,6 +173,31 @@ func TestWorldsDoNotTouchOneAnother(t *testing.T) {
 	}
 	if len(traces(t, two.ID())) == 0 {
 		t.Error("closing one world took the other's traces away")
+	}
+}
+
+// Every new world sweeps, also while others are being closed.
+func TestWorldsComeAndGoAtOnce(t *testing.T) {
+	t.Parallel()
+	world.RequireRoot(t)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range 8 {
+		wg.Go(func() {
+			for range 10 {
+				w, err := world.New()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := os.Stat(w.Dir()); err != nil {
+					t.Error(err)
+				}
+				if err := w.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }
 

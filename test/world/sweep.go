@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,11 @@ const (
 	lockName = "lock"
 )
 
+// claimed is how many ids this process has tried. None is used twice: when a
+// sweep helps a world that is being closed to remove its directory, the name is
+// free before Close has ended.
+var claimed atomic.Int64
+
 // claim makes a directory with a new id and locks it for this process.
 func claim() (id, dir string, lock *os.File, err error) {
 	unlock, err := lockBase()
@@ -36,8 +42,8 @@ func claim() (id, dir string, lock *os.File, err error) {
 		return "", "", nil, err
 	}
 	defer unlock()
-	for n := 1; ; n++ {
-		id = fmt.Sprintf("%s%d-%d", prefix, os.Getpid(), n)
+	for {
+		id = fmt.Sprintf("%s%d-%d", prefix, os.Getpid(), claimed.Add(1))
 		dir = filepath.Join(base, id)
 		err := os.Mkdir(dir, 0o700)
 		if errors.Is(err, fs.ErrExist) {
