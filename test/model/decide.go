@@ -77,12 +77,18 @@ type offer struct {
 func (m *Model) serve(p *packet, o offer, a Arrival) Outcome {
 	f, why := m.choose(p.tuple, o)
 	switch {
-	case f != nil:
+	case why == nil:
 		return m.carryOut(p, f, a)
 	case why[0] == notNow:
 		return pass(None)
 	}
-	return Outcome{Verdict: Drop, Reason: why[0], Also: why[1:]}
+	dropped := Outcome{Verdict: Drop, Reason: why[0], Also: why[1:]}
+	if f != nil {
+		if out := m.carryOut(p, f, a); out.Verdict == Drop {
+			dropped.Also = append(dropped.Also, out.Reason)
+		}
+	}
+	return dropped
 }
 
 // noSuchPort is for addresses of ours without a service at this port.
@@ -111,7 +117,9 @@ func (s *ServicePort) admits(a netip.Addr) bool {
 }
 
 // choose begins a flow to one of the endpoints, the one that the programs say
-// they have chosen; nil and why when the packet is to be dropped.
+// they have chosen; or says why the packet is to be dropped. Both when the
+// programs dropped what they have served before: they may have chosen another
+// endpoint, which cannot have the flow, or the same, and dropped it on its way.
 func (m *Model) choose(t Tuple, o offer) (*flow, []Reason) {
 	who := client{t.Src.Addr(), o.port}
 	among := o.among
@@ -135,8 +143,10 @@ func (m *Model) choose(t Tuple, o offer) (*flow, []Reason) {
 	}
 	// What is remembered may be from before, and another endpoint was chosen now.
 	before := m.Flows[t]
-	if can != nil && !((left || why != nil && is.Dropped) && before != nil && before.to == is.To) {
+	if can != nil {
 		can.to = is.To
+	}
+	if can != nil && !((left || why != nil && is.Dropped) && before != nil && before.to == is.To) {
 		m.judge(t, can, len(among) > 1 && !o.sticky)
 		if o.sticky {
 			m.bound[who] = can.endpoint
@@ -151,7 +161,7 @@ func (m *Model) choose(t Tuple, o offer) (*flow, []Reason) {
 		why = append(why, None)
 		m.wrong("%v became %+v, which is none of %d endpoints on offer", t, is, len(among))
 	}
-	return nil, why
+	return can, why
 }
 
 // unreachable says why an endpoint cannot have this flow; it sets the action
