@@ -69,32 +69,35 @@ func (s *side) connect() (float64, error) {
 	return float64(time.Since(begin).Nanoseconds()) / block, nil
 }
 
-// pair is what a comparison gave: the median of the base, and of the ratios of
+// comparison is the median of the base, and of the ratios or differences of
 // neighbouring blocks. Neighbours have the same weather: a busy machine moves
 // both.
-type pair struct{ base, ratio float64 }
+type comparison struct{ base, result float64 }
 
 // compare times blocks of a and b in the order a b b a.
-func compare(a, base *side) (pair, error) {
+func compare(a, base *side) (comparison, error) {
 	var bases, ratios []float64
 	for range pairs {
 		var ns [4]float64
 		for i, s := range []*side{a, base, base, a} {
 			var err error
 			if ns[i], err = s.connect(); err != nil {
-				return pair{}, err
+				return comparison{}, err
 			}
 		}
 		bases = append(bases, (ns[1]+ns[2])/2)
 		ratios = append(ratios, (ns[0]+ns[3])/(ns[1]+ns[2]))
 	}
-	return pair{paths.Median(bases), paths.Median(ratios)}, nil
+	return comparison{paths.Median(bases), paths.Median(ratios)}, nil
 }
 
-// sockets opens, connects and closes sockets and returns ns a socket.
+// sockets opens, connects and closes sockets and returns the median of ns a
+// socket: each is timed by itself, because the kernel frees what was closed
+// later, many at once, in whoever's time that falls.
 func sockets(targets []unix.RawSockaddrInet4) (float64, error) {
-	begin := time.Now()
-	for range lives {
+	var times [lives]float64
+	before := time.Now()
+	for i := range times {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return 0, err
@@ -105,8 +108,11 @@ func sockets(targets []unix.RawSockaddrInet4) (float64, error) {
 		if err := unix.Close(fd); err != nil {
 			return 0, err
 		}
+		now := time.Now()
+		times[i] = float64(now.Sub(before).Nanoseconds())
+		before = now
 	}
-	return float64(time.Since(begin).Nanoseconds()) / lives, nil
+	return paths.Median(times[:]), nil
 }
 
 func emptyProgram() (*ebpf.Program, error) {
@@ -147,26 +153,27 @@ func connects(p *bed) ([]figure, error) {
 		if err != nil {
 			return nil, err
 		}
-		figures = append(figures, figure{"UDP connect() " + c.what, got.ratio, "ratio", c.base + ", ns", got.base, c.bar, got.ratio <= c.bar})
+		figures = append(figures, figure{"UDP connect() " + c.what, got.result, "ratio", c.base + ", ns", got.base, c.bar, got.result <= c.bar})
 	}
 	empty, err := throughEmpty(p, direct)
 	if err != nil {
 		return nil, err
 	}
-	life, err := socketLives(p, direct)
-	return append(figures, empty, life), err
+	life, err := socketLives(p, p.cgroup, direct)
+	figures = append(figures, figure{"socket + connect + close, no Service: added", life.result, "ns", "no program, ns", life.base, 30, life.result <= 30})
+	return append(figures, empty...), err
 }
 
 // against compares connects here with those of a socket made outside.
-func against(p *bed, to, baseline []unix.RawSockaddrInet4) (pair, error) {
+func against(p *bed, to, baseline []unix.RawSockaddrInet4) (comparison, error) {
 	here, err := newSide(to)
 	if err != nil {
-		return pair{}, err
+		return comparison{}, err
 	}
 	defer here.close()
 	there, err := p.socketIn(p.sibling, baseline)
 	if err != nil {
-		return pair{}, err
+		return comparison{}, err
 	}
 	defer there.close()
 	return compare(here, there)
@@ -183,58 +190,55 @@ func (p *bed) socketIn(cgroup string, targets []unix.RawSockaddrInet4) (*side, e
 }
 
 // throughEmpty is what any program at the hook costs, though it does nothing:
-// the floor of the other ratios.
-func throughEmpty(p *bed, direct []unix.RawSockaddrInet4) (figure, error) {
+// the floor of the other figures.
+func throughEmpty(p *bed, direct []unix.RawSockaddrInet4) ([]figure, error) {
 	program, err := emptyProgram()
 	if err != nil {
-		return figure{}, err
+		return nil, err
 	}
 	defer program.Close()
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: p.empty, Attach: ebpf.AttachCGroupInet4Connect, Program: program})
 	if err != nil {
-		return figure{}, err
+		return nil, err
 	}
 	defer l.Close()
 	through, err := p.socketIn(p.empty, direct)
 	if err != nil {
-		return figure{}, err
+		return nil, err
 	}
 	defer through.close()
 	bare, err := p.socketIn(p.sibling, direct)
 	if err != nil {
-		return figure{}, err
+		return nil, err
 	}
 	defer bare.close()
 	got, err := compare(through, bare)
-	return figure{"UDP connect() through an empty program", got.ratio, "ratio", "no program, ns", got.base, 0, true}, err
+	if err != nil {
+		return nil, err
+	}
+	life, err := socketLives(p, p.empty, direct)
+	return []figure{
+		{"UDP connect() through an empty program", got.result, "ratio", "no program, ns", got.base, 0, true},
+		{"socket + connect + close, an empty program: added", life.result, "ns", "no program, ns", life.base, 0, true},
+	}, err
 }
 
-// socketLives is what Portolan adds to the life of a socket that is no business
-// of it: the median of neighbours' differences.
-func socketLives(p *bed, direct []unix.RawSockaddrInet4) (figure, error) {
+// socketLives is what programs that have nothing to do add to the life of a
+// socket made in a cgroup: the median of neighbours' differences, in ns.
+func socketLives(p *bed, cgroup string, direct []unix.RawSockaddrInet4) (comparison, error) {
 	var bases, differences []float64
 	for range rounds {
-		var with, without [2]float64
-		var err error
-		if with[0], err = sockets(direct); err != nil {
-			return figure{}, err
-		}
-		if err := p.in(p.sibling, func() error {
-			for i := range without {
-				if without[i], err = sockets(direct); err != nil {
-					return err
-				}
+		var ns [4]float64
+		for i, where := range []string{cgroup, p.sibling, p.sibling, cgroup} {
+			if err := p.in(where, func() (err error) {
+				ns[i], err = sockets(direct)
+				return err
+			}); err != nil {
+				return comparison{}, err
 			}
-			return nil
-		}); err != nil {
-			return figure{}, err
 		}
-		if with[1], err = sockets(direct); err != nil {
-			return figure{}, err
-		}
-		bases = append(bases, (without[0]+without[1])/2)
-		differences = append(differences, (with[0]+with[1]-without[0]-without[1])/2)
+		bases = append(bases, (ns[1]+ns[2])/2)
+		differences = append(differences, (ns[0]+ns[3]-ns[1]-ns[2])/2)
 	}
-	plus := paths.Median(differences)
-	return figure{"socket + connect + close, no Service: added", plus, "ns", "no program, ns", paths.Median(bases), 30, plus <= 30}, nil
+	return comparison{paths.Median(bases), paths.Median(differences)}, nil
 }
