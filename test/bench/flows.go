@@ -14,6 +14,9 @@ import (
 	"portolan.dev/portolan/test/paths"
 )
 
+// opens is how many connections each way are compared.
+const opens = 200
+
 // echoService has a TCP and a UDP port on one endpoint, a server on loopback.
 func echoService(port uint16) compile.Update {
 	name := service.Name{Namespace: "bench", Name: "echo"}
@@ -58,7 +61,7 @@ func flows(p *bed) ([]figure, error) {
 		{"connected UDP ping-pong", "udp4", "ns", paths.PingPong},
 		{"TCP stream, time for 64 MiB", "tcp4", "ns", push},
 	} {
-		r, err := paths.Open(rounds, f.network, direct, through, f.sample)
+		r, err := paths.Open(opens, f.network, direct, through, f.sample)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.name, err)
 		}

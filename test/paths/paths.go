@@ -24,19 +24,26 @@ type Way struct {
 // and the first one's in nanoseconds.
 type Ratio struct{ Ratio, Base float64 }
 
-// Alternate takes count samples of each way, in turn.
+// Alternate takes count samples of each way, in turn, and compares neighbours.
+// Which of them comes first alternates too.
 func Alternate(count int, direct, through func() (float64, error)) (Ratio, error) {
-	var left, right []float64
-	for range count {
-		x, err1 := direct()
-		y, err2 := through()
+	var bases, ratios []float64
+	for i := range count {
+		var x, y float64
+		var err1, err2 error
+		if i%2 == 0 {
+			x, err1 = direct()
+			y, err2 = through()
+		} else {
+			y, err2 = through()
+			x, err1 = direct()
+		}
 		if err := errors.Join(err1, err2); err != nil {
 			return Ratio{}, err
 		}
-		left, right = append(left, x), append(right, y)
+		bases, ratios = append(bases, x), append(ratios, y/x)
 	}
-	base := Median(left)
-	return Ratio{Median(right) / base, base}, nil
+	return Ratio{Median(ratios), Median(bases)}, nil
 }
 
 // Median sorts a copy.
@@ -45,19 +52,18 @@ func Median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// Open dials both ways once and alternates samples of the open connections.
+// Open compares open connections, each sample another one: a connection keeps
+// what it drew when it began, such as its buffers' size, as long as it lives.
 func Open(count int, network string, direct, through Way, sample func(net.Conn, Way) (float64, error)) (Ratio, error) {
-	a, err := net.Dial(network, direct.Addr)
-	if err != nil {
-		return Ratio{}, err
+	dial := func(w Way) (float64, error) {
+		c, err := net.Dial(network, w.Addr)
+		if err != nil {
+			return 0, err
+		}
+		defer c.Close()
+		return sample(c, w)
 	}
-	defer a.Close()
-	b, err := net.Dial(network, through.Addr)
-	if err != nil {
-		return Ratio{}, err
-	}
-	defer b.Close()
-	return Alternate(count, func() (float64, error) { return sample(a, direct) }, func() (float64, error) { return sample(b, through) })
+	return Alternate(count, func() (float64, error) { return dial(direct) }, func() (float64, error) { return dial(through) })
 }
 
 // PingPong is the time of a datagram and its answer.
