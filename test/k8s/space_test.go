@@ -20,8 +20,9 @@ import (
 	"portolan.dev/portolan/test/world"
 )
 
-// grace is how long a deleted pod goes on serving, in seconds.
-const grace = 3
+// grace is how long a deleted pod goes on serving, in seconds: longer than a busy
+// machine takes to tell every node.
+const grace = 10
 
 // space is one scenario's Kubernetes namespace in the shared cluster.
 type space struct {

@@ -102,13 +102,17 @@ func (s *space) refused(proto, addr string) {
 	}
 }
 
-// failsWith waits until a client's calls to addr fail with errno.
+// failsWith waits until a client's calls to addr fail with errno, forty of them
+// one after the other: a pod that is being taken down refuses, too, and then does
+// not answer, before its endpoint is gone.
 func (s *space) failsWith(client *world.Probe, proto, addr string, errno syscall.Errno) {
 	s.t.Helper()
-	s.steadily(func() error {
-		r := client.Dial(proto, addr, world.Timeout(impatient))
-		if !errors.Is(r.Err(), errno) {
-			return fmt.Errorf("%s %s gives %v, want %v", proto, addr, r, errno)
+	s.eventually(func() error {
+		for range 40 {
+			r := client.Dial(proto, addr, world.Timeout(impatient))
+			if !errors.Is(r.Err(), errno) {
+				return fmt.Errorf("%s %s gives %v, want %v", proto, addr, r, errno)
+			}
 		}
 		return nil
 	})
