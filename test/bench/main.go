@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command bench measures Portolan beside baselines of the same run, on one
-// processor: ratios of medians over alternating blocks, so that a busy machine
+// processor: medians of the ratios of neighbouring blocks, so that a busy machine
 // disturbs both sides alike. It prints a table, writes JSON, and ends with 0
 // whatever the figures are. It needs root and works in a cgroup and a bpffs
 // directory of its own.

@@ -141,18 +141,19 @@ func (m *Model) choose(t Tuple, o offer) (*flow, []Reason) {
 			can = f
 		}
 	}
-	// What is remembered may be from before, and another endpoint was chosen now.
-	before := m.Flows[t]
 	if can != nil {
 		can.to = is.To
-	}
-	if can != nil && !((left || why != nil && is.Dropped) && before != nil && before.to == is.To) {
-		m.judge(t, can, len(among) > 1 && !o.sticky)
-		if o.sticky {
-			m.bound[who] = can.endpoint
+		// What is remembered may be from before, and another endpoint was chosen now.
+		before := m.Flows[t]
+		remembered := before != nil && before.to == is.To
+		if !remembered || !left && (why == nil || !is.Dropped) {
+			m.judge(t, can, len(among) > 1 && !o.sticky)
+			if o.sticky {
+				m.bound[who] = can.endpoint
+			}
+			m.begin(t, can)
+			return can, nil
 		}
-		m.begin(t, can)
-		return can, nil
 	}
 	if left {
 		return nil, []Reason{notNow}

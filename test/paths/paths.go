@@ -2,7 +2,7 @@
 
 // Package paths measures two ways to a server against each other: samples of
 // both alternate, so that what the machine does meanwhile meets both alike, and
-// medians are compared. It is for benchmarks and knows no Service.
+// neighbours are compared. It is for benchmarks and knows no Service.
 package paths
 
 import (
